@@ -356,10 +356,9 @@ def published(expression, path):
     wanted = expression.partition(":")[2] or number(path)
     name = next(p.name for p in chapters() if number(p) == wanted)
     if not address:
-        return ("open [Colab](https://colab.research.google.com), choose File, Upload notebook,"
-                f" and give it `{name}`")
+        return f"choose *File, Upload notebook* [there](https://colab.research.google.com) and give it `{name}`"
     place = address.replace("https://github.com/", "https://colab.research.google.com/github/")
-    return (f"[![Open {name} in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    return (f"press [![Open {name} in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
             f"({place}/blob/main/notebooks/{name})")
 
 
@@ -431,7 +430,7 @@ def marker_faults(path, place, text):
 
 # ---- what does not fit ----------------------------------------------------------------------------
 
-def result_faults(name, found):
+def result_faults(name, found, preset="full"):
     """Where a chapter's results file leaves the agreed form."""
     wanted = {"chapter": str, "preset": str, "seconds": (int, float), "hardware": str, "versions": dict,
               "data_md5": str, "seeds": list, "rows": dict}
@@ -439,7 +438,7 @@ def result_faults(name, found):
               if not isinstance(found.get(key), kind)]
     if faults:
         return faults
-    if found["chapter"] != name or found["preset"] != "full":
+    if found["chapter"] != name or found["preset"] != preset:
         faults.append(f"it holds chapter {found['chapter']} at preset {found['preset']}")
     for row, columns in found["rows"].items():
         if not ROWS.fullmatch(row) or not {"1", "10", "100"} <= set(columns) <= set(PERCENTS):

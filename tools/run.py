@@ -237,16 +237,17 @@ def execute(label, nb, folder, settings, copy):
     # without a folder of kernels to look in, "python3" is the kernel of this Python
     kernels = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     client = Client(node, km=kernels, timeout=None, record_timing=False, on_notebook_start=ready,
-                    on_cell_start=lambda cell, cell_index: progress.start(cell_index), on_cell_executed=after)
+                    extra_arguments=["--log-level=ERROR"], on_cell_executed=after,
+                    on_cell_start=lambda cell, cell_index: progress.start(cell_index))
     place = dict(os.environ, PYDEVD_DISABLE_FILE_VALIDATION="1",
                  **{"NOLABELS_" + name: str(value) for name, value in settings.items()})
     try:
-        client.execute(env=place, cwd=str(folder))
+        client.execute(env=place, cwd=str(folder), cleanup_kc=True)
     except CellExecutionError as fault:
         if interrupts or fault.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from None
         raise Stop("{}, cell {}: {}: {}\nWhat ran is in {}.".format(
-            label, progress.cell, fault.ename, fault.evalue, copy)) from None
+            label, progress.cell, fault.ename, fault.evalue[:1000], copy)) from None
     except DeadKernelError:
         if interrupts:
             raise KeyboardInterrupt from None
@@ -336,9 +337,11 @@ def table(ours, recorded, preset):
              "{:26s}{}".format("with this share of labels", " ".join("{:>6s}%".format(p) for p in percents * 2))]
     for key, label in ROWS:
         values = [found.get(key, {}).get(p, {}).get("mean") for found in (ours, recorded) for p in percents]
-        if any(value is not None for value in values[:3]):
+        if any(value is not None for value in values):
             cells = ["{:7.1f}".format(value) if value is not None else "      –" for value in values]
             lines.append("{:26s}{}".format(label, " ".join(cells)))
+    if preset == "smoke":
+        lines.append("(smoke trains on a few generated pictures: this run's figures mean nothing)")
     return "\n".join(lines)
 
 

@@ -1,0 +1,88 @@
+"""The recorded run: recaps, code, figures, prose and outputs fit together."""
+
+import json
+import re
+
+import chain
+import pytest
+from nbconvert.filters.markdown_mistune import markdown2html_mistune
+
+CHAPTERS = chain.chapters()
+each = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+TEXTS = [pytest.param(path, place, text, id=f"{path.stem} {place}".strip()) for path, place, text in chain.prose()
+         if chain.MARKER.search(text)]
+
+
+def seen(text):
+    """What a reader sees of Markdown: rendered, without comments."""
+    return re.sub(r"<!--.*?-->", "", markdown2html_mistune(text), flags=re.S)
+
+
+@each
+def test_recap_and_recorded_cell_are_what_the_tool_writes(path):
+    nb = chain.read(path)
+    assert chain.source(chain.the_cell(path, nb, "recorded")) == chain.recorded(path)
+    if path != CHAPTERS[0]:
+        assert chain.source(chain.the_cell(path, nb, "recap")) == chain.recap(path)
+
+
+@each
+def test_the_code_is_the_code_of_the_recorded_run(path):
+    series = chain.read(path)["metadata"]["series"]
+    assert series == {"code_hash": chain.code_hash(chain.read(path)), "preset": "full",
+                      "results": f"data/results/{chain.number(path)}.json"}
+
+
+@each
+def test_results_have_the_agreed_form(path):
+    name = chain.number(path)
+    assert chain.result_faults(name, chain.results(name)) == []
+
+
+def test_the_record_has_three_seeds_and_every_row():
+    rows = {"raw_pixels", "random_frozen", "bt_linear", "bt_knn", "bt_projector", "bt_finetuned"}
+    assert rows <= set(chain.results("03")["rows"]) and "supervised" in chain.results("02")["rows"]
+    for name, row in (("02", "supervised"), ("03", "bt_linear"), ("03", "bt_finetuned")):
+        assert len(set(chain.results(name)["rows"][row]["1"]["seeds"])) == 3
+
+
+@each
+def test_outputs_are_whole_and_show_nothing_they_should_not(path):
+    nb = chain.read(path)
+    assert chain.output_faults(nb) == []
+    counts = [cell["execution_count"] for cell in chain.code_cells(nb)]
+    assert counts == list(range(1, len(counts) + 1))
+    assert any("image/png" in output.get("data", {}) for cell in chain.code_cells(nb) for output in cell["outputs"])
+
+
+@pytest.mark.parametrize("path,place,text", TEXTS)
+def test_numbers_in_prose_are_the_measured_ones(path, place, text):
+    assert list(chain.marker_faults(path, place, text)) == []
+
+
+@pytest.mark.parametrize("path,place,text", TEXTS)
+def test_markers_do_not_show(path, place, text):
+    html = markdown2html_mistune(text)
+    assert len(re.findall(r"<!--=.+?-->", html)) == len(chain.MARKER.findall(text))
+    assert not re.search(r"<!--|&lt;!--|--&gt;|/--|\d\d:rows", seen(text))
+
+
+@pytest.mark.parametrize("text", ["`<!--=03:a-->1<!--/-->`", "```\nx <!--=03:a-->1<!--/-->\n```",
+                                  "    x <!--=03:a-->1<!--/-->"])
+def test_a_marker_in_code_would_show(text):
+    assert "&lt;!--" in seen(text)
+
+
+@each
+def test_each_title_says_how_to_open_the_chapter_in_colab(path):
+    assert "<!--=colab-->" in chain.source(chain.read(path)["cells"][0])
+
+
+def test_the_benchmark_has_the_agreed_form():
+    bench = json.loads((chain.RESULTS / "bench.json").read_text())
+    assert {"hardware", "versions", "pairs_per_second", "speedup", "augmentation_share", "share_of_peak", "threads",
+            "images"} <= set(bench)
+    ours, plain = (bench["pairs_per_second"][way] for way in ("ours", "plain"))
+    assert bench["speedup"] == pytest.approx(ours / plain, rel=0.02)
+    assert 0 < bench["augmentation_share"] < 1 and 0 < bench["share_of_peak"] < 1
+    assert {"12500", "25000", "50000"} <= set(bench["images"])
