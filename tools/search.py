@@ -1,0 +1,155 @@
+"""Try settings on the validation split, outside the chapters, with the chapters' own code.
+
+    python3 tools/search.py              every trial below that data/results/search.json does not hold yet
+    python3 tools/search.py NAME ...     these trials
+    python3 tools/search.py --list       what there is
+
+A trial trains with seed 0 on the 45,000 training pictures and is judged on the 5,000 validation pictures; the
+test pictures are never read. What it reached is written to data/results/search.json, the table that the chapters
+cite, and stays there whether it was good or bad. Run it with the environment that tools/run.py makes.
+"""
+
+import argparse
+import json
+import sys
+import time
+
+from chain import RESULTS, namespace
+from run import write_text
+
+TABLE = RESULTS / "search.json"
+SIZES = [16, 16, 24, 24, 32]  # the sides of the pictures, an equal share of the steps each
+
+
+def supervised(percent, steps, batch=128, lr=0.04, augment="crop", sizes=SIZES, **more):
+    """A supervised training with `percent` % of the labels; with backbone_lr it fine-tunes PRETRAINED."""
+    return dict(kind="supervised", percent=percent, steps=steps, batch=batch, lr=lr, weight_decay=0.01,
+                adam_lr=0.005, augment=augment, sizes=sizes, widths=[64, 128, 256], precision="float32", **more)
+
+
+def pretraining(steps, batch=256, sizes=(16, 24), projector=(1024, 1024), weight=0.0078, lr=0.04, adam_lr=0.002):
+    """A Barlow Twins pretraining, judged by k-NN and by linear probes."""
+    return dict(kind="pretraining", steps=steps, batch=batch, sizes=list(sizes), projector=list(projector),
+                weight=weight, lr=lr, adam_lr=adam_lr, weight_decay=0.01, widths=[64, 128, 256], precision="float32")
+
+
+PRETRAINED = "pretraining"
+TRIALS = {
+    PRETRAINED: pretraining(440),
+    "1 %, crop": supervised(1, 150),
+    "1 %, view": supervised(1, 150, augment="view"),
+    "1 %, view, twice the steps": supervised(1, 300, augment="view"),
+    "10 %, crop": supervised(10, 250),
+    "10 %, view": supervised(10, 250, augment="view"),
+    "10 %, crop, twice the steps": supervised(10, 500),
+    "fine-tuned, 1 %, rate 0.1": supervised(1, 100, augment="view", sizes=[32], backbone_lr=0.1),
+    "fine-tuned, 1 %, rate 0.5": supervised(1, 100, augment="view", sizes=[32], backbone_lr=0.5),
+    "fine-tuned, 10 %, rate 0.1": supervised(10, 200, sizes=[24, 32], backbone_lr=0.1),
+    "fine-tuned, 10 %, rate 0.5": supervised(10, 200, sizes=[24, 32], backbone_lr=0.5),
+    "100 %": supervised(100, 300, 256),
+    "100 %, 32 pixels from the start": supervised(100, 165, 256, sizes=[32]),
+    "100 %, SGD 0.05": supervised(100, 300, 256, lr=0.05, optimizer="sgd"),
+    "100 %, SGD 0.15": supervised(100, 300, 256, lr=0.15, optimizer="sgd"),
+    "pretraining, rate 0.08": pretraining(440, lr=0.08),
+    "pretraining, projector rate 0.004": pretraining(440, adam_lr=0.004),
+    "pretraining, weight 0.004": pretraining(440, weight=0.004),
+    "pretraining, 24 pixels": pretraining(310, sizes=[24]),
+    "pretraining, batch 128": pretraining(800, batch=128),
+}
+
+
+def sgd_instead(module):
+    """Make the module's trainings use SGD with Nesterov momentum for the backbone, the usual choice."""
+    def make_optimizers(backbone, others, settings, precision):
+        params = [*backbone.parameters(), *(p for other in others for p in other.parameters())]
+        optimizer = module.torch.optim.SGD(params, settings["lr"], momentum=0.9, nesterov=True, weight_decay=5e-4)
+        optimizer.param_groups[0]["initial_lr"] = settings["lr"]
+        return [optimizer]
+    module.make_optimizers = make_optimizers
+
+
+def run(name, settings):
+    """Run one trial; return what it reached on validation, in percent, and the seconds its training took."""
+    m = namespace(3, PRESET="full")
+    folder = m.get_cifar10()
+    images, labels = m.load_split(folder, train=True)
+    train, validation = m.split_indices(labels)
+    if settings.get("optimizer") == "sgd":
+        sgd_instead(m)
+    if settings["kind"] == "pretraining":
+        backbone, history = pretrained(m, images[train], name)
+        return {"seconds": history["seconds"], **judged(m, backbone, images, labels, train[:15000], validation)}
+    weights = pretrained(m, images[train], PRETRAINED)[0].state_dict() if "backbone_lr" in settings else None
+    chosen = m.labelled_subset(labels, train, settings["percent"], 0)
+    model = m.make_classifier(0, settings["widths"], weights)
+    history = m.train_supervised(model, images[chosen], labels[chosen], settings, 0, file_name(name))
+    reached = m.accuracy(m.predict(model, images[validation]), labels[validation])
+    return {"seconds": history["seconds"], "validation": reached}
+
+
+def file_name(name):
+    """A trial's name as its checkpoint has it."""
+    return "search-" + "".join(c if c.isalnum() else "-" for c in name)
+
+
+def pretrained(m, images, name):
+    """The backbone of a pretraining trial and its history, trained or loaded."""
+    backbone, _, history = m.pretrain(images, TRIALS[name], 0, file_name(name))
+    return backbone, history
+
+
+def judged(m, backbone, images, labels, known, asked):
+    """k-NN and linear probes on frozen features of the pictures `known`, in percent of the pictures `asked`."""
+    at_known, at_asked = m.features_of(backbone, images, (known, asked), m.torch.float32)
+    reached = {"knn": m.knn_accuracy(at_known, labels[known], at_asked, labels[asked])}
+    for percent in (100, 3):
+        some = m.labelled_subset(labels[known], m.torch.arange(len(known)), percent, 0)
+        probe = m.linear_probe(at_known[some], labels[known][some], at_asked, labels[asked])
+        reached[f"linear_{len(some)}"] = m.accuracy(probe(at_asked), labels[asked])
+    return reached
+
+
+def facts(trials):
+    """The figures that the chapters' prose takes from this table."""
+    m = namespace(2, PRESET="full")
+    matrices = [p for p in m.Backbone().parameters() if p.ndim == 2]
+    for p in matrices:
+        p.grad = m.torch.randn_like(p)
+    seconds = {}
+    for kind in (m.Muon, m.torch.optim.Muon):
+        optimizer = kind(matrices, lr=0.0)
+        for _ in range(3):  # the last of three, warm
+            started = time.perf_counter()
+            optimizer.step()
+            seconds[kind] = time.perf_counter() - started
+    reached = {name: trial["validation"] for name, trial in trials.items() if "validation" in trial}
+    return {"hardware": m.hardware(), "torch_muon_ratio": round(seconds[m.torch.optim.Muon] / seconds[m.Muon], 1),
+            "muon_accuracy": reached.get("100 %"),
+            "full_resolution_accuracy": reached.get("100 %, 32 pixels from the start"),
+            "sgd_accuracy": max((value for name, value in reached.items() if "SGD" in name), default=None)}
+
+
+def main():
+    """Run the trials asked for, one after another, and note each as soon as it is done."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="trials to run; none: those not yet in the table")
+    parser.add_argument("--list", action="store_true", help="print the trials' names")
+    args = parser.parse_args()
+    if args.list:
+        print("\n".join(TRIALS))
+        return
+    unknown = [name for name in args.names if name not in TRIALS]
+    if unknown:
+        sys.exit(f"no such trial: {', '.join(unknown)}. --list prints the names.")
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else {"facts": {}, "trials": {}}
+    for name in args.names or [name for name in TRIALS if name not in table["trials"]]:
+        started = time.strftime("%H:%M")
+        reached = run(name, TRIALS[name])
+        table["trials"][name] = {"settings": TRIALS[name], **{key: round(value, 2) for key, value in reached.items()}}
+        table["facts"] = facts(table["trials"])
+        write_text(TABLE, json.dumps(table, indent=1) + "\n")
+        print(started, name, table["trials"][name], flush=True)
+
+
+if __name__ == "__main__":
+    main()
