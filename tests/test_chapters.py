@@ -4,6 +4,7 @@ import ast
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import chain
 import pytest
@@ -45,7 +46,7 @@ def alone(request, tmp_path_factory):
     """A chapter run twice as a single file: (path, folder, first, second, rows and checkpoints between)."""
     folder = tmp_path_factory.mktemp("alone") / "a folder of my own, ñ"
     folder.mkdir()
-    path = shutil.copy(request.param, folder)
+    path = Path(shutil.copy(request.param, folder))
     first = run_at_smoke(path, folder)
     between = rows(folder, path), checkpoints(folder)
     return path, folder, first, run_at_smoke(path, folder), between

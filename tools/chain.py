@@ -22,6 +22,7 @@ import os
 import pprint
 import re
 import socket
+import statistics
 import symtable
 import sys
 import types
@@ -341,11 +342,14 @@ def value(expression, path):
     name, first, sign, other, second, layout = parts.groups()
     if results(name) is None or other and results(other) is None:
         return None
-    found = look_up(name, first)
-    if sign:
-        operate = {"+": float.__add__, "-": float.__sub__, "*": float.__mul__, "/": float.__truediv__}[sign]
-        found = operate(float(found), float(look_up(other or name, second)))
-    return format(found, layout or "")
+    try:
+        found = look_up(name, first)
+        if sign:
+            operate = {"+": float.__add__, "-": float.__sub__, "*": float.__mul__, "/": float.__truediv__}[sign]
+            found = operate(float(found), float(look_up(other or name, second)))
+        return format(found, layout or "")
+    except (TypeError, ValueError, ZeroDivisionError) as fault:
+        raise Stop(f"{expression}: {fault}") from None
 
 
 def published(expression, path):
@@ -354,7 +358,9 @@ def published(expression, path):
     if expression == "repository":
         return f"[{address.partition('://')[2]}]({address})" if address else "the page you have this from"
     wanted = expression.partition(":")[2] or number(path)
-    name = next(p.name for p in chapters() if number(p) == wanted)
+    name = next((p.name for p in chapters() if number(p) == wanted), None)
+    if name is None:
+        raise Stop(f"{expression}: there is no chapter {wanted}")
     if not address:
         return f"choose *File, Upload notebook* [there](https://colab.research.google.com) and give it `{name}`"
     place = address.replace("https://github.com/", "https://colab.research.google.com/github/")
@@ -434,6 +440,7 @@ def result_faults(name, found, preset="full"):
     """Where a chapter's results file leaves the agreed form."""
     wanted = {"chapter": str, "preset": str, "seconds": (int, float), "hardware": str, "versions": dict,
               "data_md5": str, "seeds": list, "rows": dict}
+    found = found or {}
     faults = [f"{key} is missing or of another kind" for key, kind in wanted.items()
               if not isinstance(found.get(key), kind)]
     if faults:
@@ -444,11 +451,10 @@ def result_faults(name, found, preset="full"):
         if not ROWS.fullmatch(row) or not {"1", "10", "100"} <= set(columns) <= set(PERCENTS):
             faults.append(f"{row} with the columns {', '.join(columns)} is not one of the agreed rows")
         for percent, cell in columns.items():
-            seeds = cell["seeds"]
-            mean = sum(seeds) / len(seeds)
-            std = (sum((x - mean) ** 2 for x in seeds) / max(1, len(seeds) - 1)) ** 0.5
-            if (abs(cell["mean"] - mean) > 0.01 or abs(cell["std"] - std) > 0.01
-                    or not all(0 <= x <= 100 for x in seeds) or len(seeds) not in (1, len(found["seeds"]))):
+            values = cell.get("seeds")
+            if (not values or len(values) not in (1, len(found["seeds"])) or not all(0 <= x <= 100 for x in values)
+                    or abs(cell.get("mean", -1) - statistics.mean(values)) > 0.01
+                    or abs(cell.get("std", -1) - (statistics.stdev(values) if len(values) > 1 else 0)) > 0.01):
                 faults.append(f"{row}.{percent} does not hold mean and deviation of its seeds in percent")
     return faults
 
