@@ -67,6 +67,11 @@ def test_markers_do_not_show(path, place, text):
     assert not re.search(r"<!--|&lt;!--|--&gt;|/--|\d\d:rows", seen(text))
 
 
+def test_the_picture_in_the_readme_is_the_recorded_one():
+    assert not [fault for fault in chain.check() if "is not the picture" in fault]
+    assert chain.PICTURE.search((chain.ROOT / "README.md").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("text", ["`<!--=03:a-->1<!--/-->`", "```\nx <!--=03:a-->1<!--/-->\n```",
                                   "    x <!--=03:a-->1<!--/-->"])
 def test_a_marker_in_code_would_show(text):

@@ -419,6 +419,18 @@ def test_the_address_is_written_everywhere_and_taken_out_again(recorded):
     assert recorded.committed() == before
 
 
+def test_a_picture_of_the_recorded_run_comes_into_the_readme(recorded):
+    with open(recorded.root / "README.md", "a") as file:
+        file.write("\n![old](data/results/02_body.png)\n")
+    assert any("02_body.png is not the picture" in fault for fault in chain.check())
+    output = {"output_type": "display_data", "data": {"image/png": "QUJD"}, "metadata": {"image/png": {"alt": "It rises."}}}
+    recorded.edit(recorded.two, "body", recorded.text(recorded.two, "body"), outputs=[output])
+    chain.fill()
+    assert (recorded.root / "data/results/02_body.png").read_bytes() == b"ABC"
+    assert "![It rises.](data/results/02_body.png)" in (recorded.root / "README.md").read_text()
+    assert chain.check() == []
+
+
 @pytest.mark.fault
 @pytest.mark.parametrize("url", ["github.com/a/b", "http://github.com/a/b", "https://github.com/a", "https://github.com/a/b/c",
                                  'https://github.com/a/b"', "https://example.org/a/b", "git@github.com:a/b.git"])

@@ -14,6 +14,7 @@ what requirements.txt brings.
 
 import argparse
 import ast
+import base64
 import getpass
 import hashlib
 import json
@@ -313,9 +314,14 @@ def private(text):
 
 # ---- measured numbers and the address -------------------------------------------------------------
 
-# <!--=03:rows.bt_linear.100.mean:.1f-->77.4<!--/-->: source, path, perhaps an operation with another, format
+# A number in prose: <!--=03:rows.bt_linear.100.mean:.1f-->77.4<!--/-->, that is source, path and format; also
+# 03:seconds / 60:.0f and 03:a.b - 02:c.d:.1f. Sources are 01, 02, …, bench and search, all in data/results/. It stands
+# in the middle of a line, and not in code, maths, headings, links or alt text, where it would show.
+# Others: <!--=colab-->, <!--=colab:02--> and <!--=repository-->, which depend on the address in pyproject.toml.
+# A picture in the README, ![alt](data/results/03_label-curve.png), is the one that this chapter's cell has shown.
 MARKER = re.compile(r"<!--=(.+?)-->(.*?)<!--/-->")
 EXPRESSION = re.compile(r"(\d\d|bench|search):([\w.]+)(?: ([-+*/]) (?:(\d\d|bench|search):)?([\w.]+))?(?::([^:]*))?")
+PICTURE = re.compile(r"!\[[^\]]*\]\((data/results/(\d\d)_([\w-]+)\.png)\)")
 URL = re.compile(r'(?m)^(Repository = )"(.*)"$')
 
 
@@ -395,7 +401,24 @@ def fill():
                 cell["source"] = filled(source(cell), path).splitlines(keepends=True)
         write(path, nb)
     readme = ROOT / "README.md"
-    write_text(readme, filled(readme.read_text(encoding="utf-8"), readme))
+    text = filled(readme.read_text(encoding="utf-8"), readme)
+    for found in PICTURE.finditer(text):
+        png, alt = recorded_picture(*found.groups()[1:])
+        if png:
+            text = text.replace(found[0], f"![{alt}]({found[1]})")
+            (ROOT / found[1]).write_bytes(png)
+    write_text(readme, text)
+
+
+def recorded_picture(name, cell_id):
+    """(PNG bytes, alt text) of the picture that a chapter's cell has shown; (None, None) before it has."""
+    for path in chapters():
+        for cell in code_cells(read(path)):
+            for output in cell["outputs"] if number(path) == name and cell["id"] == cell_id else []:
+                if "image/png" in output.get("data", {}):
+                    alt = output["metadata"].get("image/png", {}).get("alt", "")
+                    return base64.b64decode("".join(output["data"]["image/png"])), alt
+    return None, None
 
 
 def address(url):
@@ -480,6 +503,11 @@ def check():
             faults.append(f"{path.name} has more than 1 MB")
     for path, place, text in prose():
         faults += marker_faults(path, place, text)
+        for found in PICTURE.finditer(text):
+            png, alt = recorded_picture(*found.groups()[1:])
+            there = (ROOT / found[1]).exists() and (ROOT / found[1]).read_bytes()
+            if not png or there != png or found[0] != f"![{alt}]({found[1]})":
+                faults.append(f"{path.name}: {found[1]} is not the picture of the recorded run; run tools/chain.py fill")
     return faults
 
 
