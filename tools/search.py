@@ -42,6 +42,8 @@ TRIALS = {
     "10 %, crop": supervised(10, 250),
     "10 %, view": supervised(10, 250, augment="view"),
     "10 %, crop, twice the steps": supervised(10, 500),
+    "5 %, crop": supervised(5, 300),
+    "5 %, view": supervised(5, 300, augment="view"),
     "fine-tuned, 1 %, rate 0.1": supervised(1, 100, augment="view", sizes=[32], backbone_lr=0.1),
     "fine-tuned, 1 %, rate 0.5": supervised(1, 100, augment="view", sizes=[32], backbone_lr=0.5),
     "fine-tuned, 10 %, rate 0.1": supervised(10, 200, sizes=[24, 32], backbone_lr=0.1),
@@ -126,6 +128,8 @@ def facts(trials):
     return {"hardware": m.hardware(), "torch_muon_ratio": round(seconds[m.torch.optim.Muon] / seconds[m.Muon], 1),
             "muon_accuracy": reached.get("100 %"),
             "full_resolution_accuracy": reached.get("100 %, 32 pixels from the start"),
+            "crop_1": reached.get("1 %, crop"), "view_1": reached.get("1 %, view"),
+            "crop_10": reached.get("10 %, crop"), "view_10": reached.get("10 %, view"),
             "sgd_accuracy": max((value for name, value in reached.items() if "SGD" in name), default=None)}
 
 
