@@ -295,6 +295,14 @@ def test_a_server_that_cannot_continue_sends_it_all(fetch, behaviour):
     assert fetch.path.read_bytes() == PAYLOAD and not fetch.part.exists()
 
 
+@pytest.mark.parametrize("behaviour, begins", [("good", HALF), ("whole-again", 0), ("wrong-range", 0),
+                                               ("nameless-range", 0), ("416", 0)])
+def test_where_an_answer_begins_is_read_from_the_answer(chapter1, server, behaviour, begins):
+    answer, start = chapter1.ask(f"{server.address}/{behaviour}", HALF)
+    with answer:
+        assert start == begins and answer.read(100) == PAYLOAD[begins:begins + 100]
+
+
 def test_a_rest_of_another_length_is_refused_and_the_part_kept(fetch):
     fetch.part.write_bytes(PAYLOAD[:HALF])
     with pytest.raises(ConnectionError, match="bytes"):
