@@ -567,6 +567,12 @@ def claiming(name, size):
     return member
 
 
+def sized(name, kind, size):
+    member = special(name, kind, "cifar-10-batches-bin/a")
+    member.size = size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
 A, B = WANTED.items()
 BAD_ARCHIVES = {
     "not a tar": b"This is no archive." * 100,
@@ -588,11 +594,14 @@ BAD_ARCHIVES = {
     "block device": tar_of([A, (special(B[0], tarfile.BLKTYPE), b"")]),
     "pipe": tar_of([A, (special(B[0], tarfile.FIFOTYPE), b"")]),
     "directory": tar_of([A, (special(B[0], tarfile.DIRTYPE), b"")]),
+    **{f"{name} of the right size": gzip.compress(tar_of([A], "w")[:1536] + sized(B[0], kind, 2000) + bytes(1024))
+       for name, kind in [("symlink", tarfile.SYMTYPE), ("hard link", tarfile.LNKTYPE), ("device", tarfile.CHRTYPE),
+                          ("pipe", tarfile.FIFOTYPE), ("directory", tarfile.DIRTYPE)]},
     "other case": tar_of([A, (B[0].upper(), B[1])]),
     "a bomb beside": tar_of([A, ("zeros", bytes(40_000_000)), B]),
     "a bomb under a good name": tar_of([(A[0], bytes(40_000_000)), B]),
     "a claim of a terabyte": gzip.compress(claiming(A[0], 1 << 40).tobuf(tarfile.GNU_FORMAT)),
-    "a terabyte beside": gzip.compress(claiming("extra", 1 << 40).tobuf(tarfile.GNU_FORMAT)),
+    "gigabytes beside": gzip.compress(claiming("extra", 1 << 32).tobuf(tarfile.GNU_FORMAT)),
 }
 
 
