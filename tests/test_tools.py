@@ -646,3 +646,37 @@ def test_a_torch_that_does_not_import_is_missing(tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so is not there')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert "packages that import: libcudart.so is not there" in run.missing(sys.executable, ["torch>=2.9,<3"])
+
+
+# ---- the benchmark --------------------------------------------------------------------------------
+
+def test_the_benchmark_measures_every_figure_with_the_chapters_code(chapter3):
+    import bench
+    small = dict(bench.SETTINGS, batch=16, projector=[8, 8], widths=[8, 16], precision="float32")
+    found = bench.measure(chapter3, chapter3.get_cifar10(), small, rounds=1, count=2, sizes=(16,), image_counts=(500, 1500),
+                          side=64)
+    assert found["speedup"] == found["pairs_per_second"]["ours"] / found["pairs_per_second"]["plain"]
+    assert 0 < found["augmentation_share"] < 1 and found["flops"]["step"] > 0
+    assert set(found["images"]) == {"500", "1500"} and "1" in found["threads"]
+    assert not list(chapter3.DATA.rglob("bench*.pt"))
+
+
+def test_the_benchmark_counts_a_step_s_operations(chapter3):
+    import bench
+    m, small = chapter3, dict(bench.SETTINGS, batch=16, projector=[8, 8], widths=[8, 16], sizes=[16], precision="float32")
+    images = m.load_split(m.get_cifar10(), train=True)[0]
+    # forward, in multiply-adds a view of 16 x 16: stem, two blocks with the shortcut, projector; backward costs twice
+    # that, but the stem needs no gradient of its input; the loss is one product of (8, 16) and (16, 8), thrice
+    stem, rest = 8 * 27 * 64, 2 * 8 * 72 * 64 + (16 * 72 + 16 * 144 + 16 * 8) * 16 + 16 * 8 + 8 * 8
+    assert bench.operations(m, images, small) == 2 * (32 * (2 * stem + 3 * rest) + 3 * 8 * 8 * 16)
+
+
+def test_plain_convolutions_calculate_the_same(chapter3):
+    import bench
+    m = chapter3
+    own = m.Backbone([8, 16]).eval()
+    plain = bench.plain_convolutions(m, m.Backbone([8, 16])).eval()
+    plain.load_state_dict({key: value.view(other.shape) for (key, value), other in
+                           zip(own.state_dict().items(), plain.state_dict().values())})
+    x = m.torch.randn(4, 3, 32, 32)
+    m.torch.testing.assert_close(plain(x), own(x))
