@@ -759,6 +759,7 @@ WRONG_BATCHES = {
     "no labels": without("labels"), "no data": without("data"), "a list": [1, 2], "a number": 7, "nothing": None,
     "float32": batch(data=batch()["data"].astype(np.float32)), "int8": batch(data=batch()["data"].astype(np.int8)),
     "objects": batch(data=batch()["data"].astype(object)), "one picture": batch(data=batch()["data"][:1]),
+    "a column missing": batch(data=batch()["data"][:, 1:].copy()),
     "another shape": batch(data=batch()["data"].reshape(3072, 2)),
     "pictures in 4 dimensions": batch(data=batch()["data"].reshape(2, 3, 32, 32)),
     "columns first": batch(data=np.asfortranarray(batch()["data"])), "data a list": batch(data=[[0] * 3072] * 2),
@@ -772,7 +773,7 @@ WRONG_BATCHES = {
 
 @pytest.mark.parametrize("content", WRONG_BATCHES.values(), ids=WRONG_BATCHES)
 def test_a_batch_with_wrong_contents_is_refused(chapter1, content):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="a batch holds 2 labels|is not a batch of CIFAR-10|refused"):
         chapter1.batch_to_records(pickle.dumps(content, 2), count=2)
 
 
@@ -785,7 +786,7 @@ def test_a_truncated_pickle_is_refused(chapter1, form):
 
 
 CLAIMS = {
-    "memory place": b"\x80\x02Nr\xff\xff\xff\x7f.", "memory place in text": b"Np4000000000\n.",
+    "memory place": b"\x80\x02Nr\x40\x4b\x4c\x00.", "memory place in text": b"Np5000000\n.",
     "string": b"\x80\x02T\xff\xff\xff\x7fabc.",
     "string of 2**62 bytes": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"abc.",
     "text of 2**62 bytes": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 62) + b"abc.",
