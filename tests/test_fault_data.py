@@ -1015,7 +1015,7 @@ def test_a_killed_write_leaves_the_old_file_whole(chapter1, tmp_path):
 @pytest.mark.parametrize("change, said", [
     ({"preset": "fast"}, "quick.*full.*long.*smoke"), ({"preset": ""}, "NOLABELS_PRESET"),
     ({"seeds": "a"}, "NOLABELS_SEEDS.*0,1,2"), ({"seeds": ""}, "NOLABELS_SEEDS"), ({"seeds": "0;1"}, "NOLABELS_SEEDS"),
-    ({"seeds": "1.5"}, "NOLABELS_SEEDS"), ({"device": "tpu"}, "NOLABELS_DEVICE"), ({"device": ""}, "NOLABELS_DEVICE")])
+    ({"seeds": "1.5"}, "NOLABELS_SEEDS"), ({"device": "tpu"}, "NOLABELS_DEVICE is"), ({"device": ""}, "NOLABELS_DEVICE is")])
 def test_a_wrong_setting_says_what_to_write(chapter1, change, said):
     given = {"preset": "quick", "seeds": "0", "device": "cpu", "data": "", "results": "", **change}
     with pytest.raises(ValueError, match=said):
