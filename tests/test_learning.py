@@ -351,6 +351,7 @@ def test_interrupt_is_answered_between_two_steps_and_loses_nothing(m, pictures, 
     with pytest.raises(KeyboardInterrupt, match="run this cell again"):
         run()
     assert signal.getsignal(signal.SIGINT) is before  # the kernel answers Ctrl-C as it did
+    assert torch.load(checkpoint(m), weights_only=True)["step"] > 0
     assert same(run(), whole)
 
 

@@ -1,0 +1,230 @@
+"""Take each guard out of the chapters once and see that its rows fail: the proof that the fault tests can fail.
+
+    python3 tools/guards.py            every guard; takes about half an hour
+    python3 tools/guards.py WORD ...   the guards with one of these words in their name
+
+A guard is a piece of a kept cell. It is replaced in memory, never on the disk, and the tests that its row names are
+run. A guard whose rows all pass without it is reported as unproved, and the exit code says so.
+"""
+
+import contextlib
+import io
+import sys
+
+import chain
+import pytest
+
+# (what the guard does, the piece of code, what stands there without it, the tests that must notice)
+DATA = [
+    ('size offered is the published one',
+     'if answer.length != size - start:',
+     'if False:',
+     'bad_answer or another_length or download_arrives or next_mirror'),
+    ('too slow', 'if counted < slowest * seconds:', 'if False:', 'bad_answer or slow_line'),
+    ('time-out',
+     'urllib.request.urlopen(request, timeout=timeout)',
+     'urllib.request.urlopen(request, timeout=None)',
+     'silent or stall'),
+    ('ends early', 'if part.stat().st_size < size:', 'if False:', 'bad_answer'),
+    ('md5 of a download', 'if digest(part) == md5:', 'if True:', 'bad_answer or changed or cannot_continue'),
+    ('start anew after a wrong part',
+     '    if have:\n        return download',
+     '    if False:\n        return download',
+     'changed'),
+    ('Content-Range looked at',
+     'and str(answer.headers["Content-Range"]).startswith(f"bytes {start}-")',
+     '',
+     'cannot_continue or where_an_answer'),
+    ('416 starts anew', 'if getattr(error, "code", None) != 416:', 'if True:', 'cannot_continue'),
+    ('200 starts anew',
+     '            return answer, 0\n        if',
+     '            return answer, start\n        if',
+     'cannot_continue'),
+    ('resume',
+     'have = min(part.stat().st_size, size) if part.exists() else 0',
+     'have = 0',
+     'goes_on or part_that_is_whole'),
+    ('never under the final name',
+     'part = path.with_name(path.name + ".part")',
+     'part = path',
+     'bad_answer or stop_button'),
+    ('one printable line',
+     'text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())',
+     'pass',
+     'bad_answer'),
+    ('certificates',
+     'urllib.request.urlopen(request, timeout=timeout)',
+     ('urllib.request.urlopen(request, timeout=timeout, context=__import__("ssl")._create_un'
+      'verified_context())'),
+     'certificate'),
+    ('room looked for', 'if shutil.disk_usage(DATA).free < 600e6:', 'if False:', 'no_room'),
+    ('full disk said',
+     '            if error.errno is None:  # it says already what to do\n                raise\n',
+     '            raise\n',
+     'fills_up'),
+    ('folder cannot be made',
+     '    except OSError as error:\n        raise OSError(f"The folder {folder} cannot be made',
+     '    except ZeroDivisionError as error:\n        raise OSError(f"The folder {folder} cannot be made',
+     'cannot_be_written or where_the_folder'),
+    ('lock', 'fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)', 'pass', 'two_processes'),
+    ("archive's digest", 'if digest(path, kind) != expected:', 'if False:', 'damaged_archive or npm_that_fails'),
+    ('archive kept when put by hand', 'if archive.name not in by_hand:', 'if True:', 'by_hand'),
+    ("npm's folder removed",
+     '    finally:\n        shutil.rmtree(folder, ignore_errors=True)\n    return path',
+     '    finally:\n        pass\n    return path',
+     'npm_that_fails'),
+    ("npm's failure caught",
+     'except (OSError, subprocess.SubprocessError) as error:',
+     'except ZeroDivisionError as error:',
+     'npm_that_fails'),
+    ('members: once and of the size',
+     'missing.pop(member.name, None) != member.size or',
+     'missing.pop(member.name, None) is ... or',
+     'bad_archive'),
+    ('members: plain files', 'not member.isreg() or member.issparse()', 'False', 'bad_archive'),
+    ('members: none missing',
+     '    if missing:\n        raise ValueError(f"it lacks',
+     '    if False:\n        raise ValueError(f"it lacks',
+     'bad_archive'),
+    ('members: nothing large beside', 'elif member.size > 1 << 20:', 'elif False:', 'bad_archive'),
+    ('archive errors are one kind',
+     'except (OSError, EOFError, zlib.error, tarfile.TarError, RuntimeError) as error:',
+     'except ZeroDivisionError as error:',
+     'bad_archive'),
+    ("unpickler's list of names",
+     '        if f"{module} {name}" in self.names:\n            return Inert\n        raise',
+     '        return super().find_class(module, name)\n        raise',
+     'pickle_that_calls or fuzz'),
+    ('names answered by an Inert',
+     '            return Inert\n        raise',
+     '            return super().find_class(module, name)\n        raise',
+     'array_that_claims or plain_batches or wrong_contents or fuzz'),
+    ('extension codes', 'step.name.startswith("EXT") or', '', 'extension'),
+    ('memory places', 'or step.name.endswith("PUT") and argument > len(steps)', '', 'memory'),
+    ('pickle errors are one kind',
+     '    except Exception as error:  # a damaged',
+     '    except ZeroDivisionError as error:  # a damaged',
+     'truncated or claim'),
+    ('type of the numbers', 'kind.given[0] in (b"u1", "u1") and', '', 'wrong_contents'),
+    ('shape', 'shape == (count, RECORD - 1) and', '', 'wrong_contents'),
+    ('order', 'not fortran', 'True', 'wrong_contents'),
+    ('labels a list', 'type(labels) is list and', '', 'wrong_contents'),
+    ('number of labels', 'len(labels) == count', 'True', 'wrong_contents'),
+    ('labels in range', 'type(label) is int and 0 <= label < 10', 'True', 'wrong_contents'),
+    ('labels whole numbers', 'type(label) is int and 0', '0', 'wrong_contents'),
+    ("record files' digests", 'or digest(folder / name) != md5]', ']', 'flipped or damaged_files'),
+    ('judge', '    if hashlib.md5(raw).hexdigest() != RECORD_MD5[name]:', '    if False:', 'something_else'),
+    ('whole records', 'not len(raw) or len(raw) % RECORD or', '', 'whole_records'),
+    ('labels below ten', ' or raw[::RECORD].max() > 9', '', 'whole_records'),
+    ('write beside, then rename', 'draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")', 'draft = path', 'write'),
+    ('draft removed', '            draft.unlink()', '            pass', 'write_that_is_cut'),
+    ('write errors said',
+     'except (OSError, RuntimeError) as error:\n        raise OSError(f"{path.name} could',
+     'except ZeroDivisionError as error:\n        raise OSError(f"{path.name} could',
+     'write_that_is_cut'),
+    ('no NaN read', ', parse_constant=refuse_nan', '', 'damaged_results'),
+    ('no NaN written', ', allow_nan=False', '', 'nan_is_never'),
+    ('results: same chapter', 'results["chapter"] == chapter and', '', 'something_else'),
+    ('results: same preset', 'results["preset"] == PRESET and', '', 'something_else'),
+    ('results: same data', ' and results["data_md5"] == data_md5(STORE)', '', 'something_else or older'),
+    ('results: damaged',
+     'except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:\n        print',
+     'except ZeroDivisionError as error:\n        print',
+     'damaged_results or unreadable'),
+    ('preset', 'if preset not in ("smoke", "quick", "full", "long"):', 'if False:', 'wrong_setting'),
+    ('seeds',
+     "    except ValueError:\n        raise ValueError(f'NOLABELS_SEEDS",
+     "    except ZeroDivisionError:\n        raise ValueError(f'NOLABELS_SEEDS",
+     'wrong_setting'),
+    ("device's name", 'if kind not in ("cpu", "cuda", "mps"):', 'if False:', 'wrong_setting'),
+    ('device is there', 'if kind not in ("cpu", fastest):', 'if False:', 'not_there'),
+]
+LEARNING = [
+    ('checkpoints run no code',
+     'map_location=DEVICE, weights_only=True',
+     'map_location=DEVICE, weights_only=False',
+     'damaged_checkpoint'),
+    ('checkpoints of this training', 'content["header"] != header or ', '', 'damaged_checkpoint'),
+    ('checkpoints at a step that can be', ' or not 0 < content["step"] <= header["steps"]', '', 'damaged_checkpoint'),
+    ('checkpoints of this network',
+     'if {key: t.shape for key, t in saved.items()} != {key: t.shape for key, t in own.items()}:',
+     'if False:',
+     'refused_checkpoint or damaged_checkpoint'),
+    ('checkpoints without NaN',
+     'if not all(t.isfinite().all() for t in saved.values()):',
+     'if False:',
+     'damaged_checkpoint'),
+    ('checkpoint errors are one kind',
+     'except Exception as error:\n        raise ValueError(\n            f"{path.name} cannot',
+     'except ZeroDivisionError as error:\n        raise ValueError(\n            f"{path.name} cannot',
+     'damaged_checkpoint'),
+    ('a loss that is no number', 'if not math.isfinite(state["loss"]):', 'if False:', 'no_number'),
+    ('Ctrl-C waits for the step',
+     'before = signal.signal(signal.SIGINT, lambda *_: stops.append(True)) if in_main else None',
+     'before = signal.getsignal(signal.SIGINT)',
+     'interrupt'),
+    ('Ctrl-C is given back', '            signal.signal(signal.SIGINT, before)', '            pass', 'interrupt'),
+    ('saved before stopping', 'if stops or step + 1 == steps', 'if step + 1 == steps', 'interrupt'),
+    ('optimizers are saved',
+     '[] if finished else [optimizer.state_dict() for optimizer in state["optimizers"]]',
+     '[]',
+     'killed'),
+    ('other settings, other file', 'text = json.dumps(settings, sort_keys=True)', 'text = ""', 'other_settings'),
+    ('other code, other file', 'text += ast.unparse(tree)', 'pass', 'fingerprint'),
+    ('frozen means frozen',
+     ('assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().'
+      'items()), "the backbone moved"'),
+     'pass',
+     'frozen'),
+]
+
+
+class Count:
+    """A pytest plugin that counts."""
+
+    def __init__(self):
+        self.failed = self.passed = 0
+
+    def pytest_runtest_logreport(self, report):
+        """Called by pytest for each phase of each test."""
+        self.failed += report.failed
+        self.passed += report.when == "call" and report.passed
+
+
+def without(old, new, tests, words):
+    """Run the tests that fit `words` with `old` replaced in the kept cells; return how often it stood there, and the counts."""
+    source, found, count = chain.source, [], Count()
+
+    def changed(cell):
+        text = source(cell)
+        if "keep" in cell["metadata"].get("tags", []) and old in text:
+            found.append(cell["id"])
+        return text.replace(old, new) if found and found[-1] == cell["id"] else text
+
+    chain.source = changed
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            pytest.main(["-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:warnings", "-c", str(chain.ROOT / "pyproject.toml"),
+                         "--rootdir", str(chain.ROOT), str(chain.ROOT / "tests" / tests), "-k", words], plugins=[count])
+    finally:
+        chain.source = source
+    return len(found), count
+
+
+def main(words):
+    """Print a row for each guard; return how many are unproved."""
+    unproved = 0
+    for tests, guards in (("test_fault_data.py", DATA), ("test_learning.py", LEARNING)):
+        for name, old, new, which in guards:
+            if words and not any(word in name for word in words):
+                continue
+            found, count = without(old, new, tests, which)
+            proved = found and count.failed
+            unproved += not proved
+            print(f"{'proved  ' if proved else 'UNPROVED'}  {name}: {count.failed} rows fail without it"
+                  + ("" if found else "; its code was not found"), flush=True)
+    return unproved
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(sys.argv[1:])))
