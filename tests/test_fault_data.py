@@ -1019,7 +1019,7 @@ def test_a_killed_write_leaves_the_old_file_whole(chapter1, tmp_path):
 def test_a_wrong_setting_says_what_to_write(chapter1, change, said):
     given = {"preset": "quick", "seeds": "0", "device": "cpu", "data": "", "results": "", **change}
     with pytest.raises(ValueError, match=said):
-        chapter1.settings(**given)
+        chapter1.check_parameters(**given)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
@@ -1027,9 +1027,9 @@ def test_a_device_that_is_not_there_is_said(chapter1, monkeypatch, device):
     monkeypatch.setattr(chapter1.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(chapter1.torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ValueError, match='finds no.*NOLABELS_DEVICE to "auto"'):
-        chapter1.settings("quick", "0", device, "", "")
+        chapter1.check_parameters("quick", "0", device, "", "")
 
 
 def test_settings_survive_a_second_run_of_their_cell(chapter1):
-    once = chapter1.settings("quick", "0,1,2", "cpu", "some folder/ñ", "")
-    assert chapter1.settings(*once) == once and once[1] == [0, 1, 2]
+    once = chapter1.check_parameters("quick", "0,1,2", "cpu", "some folder/ñ", "")
+    assert chapter1.check_parameters(*once) == once and once[1] == [0, 1, 2]
