@@ -362,7 +362,7 @@ def published(expression, path):
     """How to open a chapter in Colab, or where the repository is, by the address in pyproject.toml."""
     address = URL.search((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[2]
     if expression == "repository":
-        return f"[{address.partition('://')[2]}]({address})" if address else "the page you have this from"
+        return f"[{address.partition('://')[2]}]({address})" if address else "no address yet"
     wanted = expression.partition(":")[2] or number(path)
     name = next((p.name for p in chapters() if number(p) == wanted), None)
     if name is None:
