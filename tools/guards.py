@@ -170,7 +170,7 @@ LEARNING = [
      '[]',
      'killed'),
     ('other settings, other file', 'text = json.dumps(settings, sort_keys=True)', 'text = ""', 'other_settings'),
-    ('other code, other file', 'text += ast.unparse(tree)', 'pass', 'fingerprint'),
+    ('other code, other file', 'text += ast.unparse(node)', 'pass', 'fingerprint'),
     ('frozen means frozen',
      ('assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().'
       'items()), "the backbone moved"'),
