@@ -163,7 +163,7 @@ def measure(m, folder, settings, rounds=5, count=10, sizes=SIZES, image_counts=(
         "hardware": m.hardware(),
         "versions": {"python": platform.python_version(), "torch": m.torch.__version__,
                      "torchvision": m.torchvision.__version__},
-        "precision": settings["precision"], "rounds": rounds, "view_size": first, "batch": batch,
+        "precision": settings["precision"], "rounds": rounds, "steps": count, "view_size": first, "batch": batch,
         "pairs_per_second": pairs[first], "speedup": pairs[first]["ours"] / pairs[first]["plain"],
         "augmentation_share": middle["augmentation", first],
         "share_of_peak": middle["speed", first] / middle["peak", first],
@@ -178,10 +178,11 @@ def main():
     """Measure on the real pictures, print the figures and keep them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10, help="steps timed in each measurement")
     given = parser.parse_args()
     os.chdir(NOTEBOOKS)
     m = namespace(3, PRESET="full")
-    figures = measure(m, m.get_cifar10(), SETTINGS, given.rounds)
+    figures = measure(m, m.get_cifar10(), SETTINGS, given.rounds, given.steps)
     text = json.dumps(json.loads(json.dumps(figures), parse_float=lambda x: float(f"{float(x):.4g}")), indent=1) + "\n"
     print(text)
     if given.rounds > 1:
