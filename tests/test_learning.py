@@ -92,6 +92,46 @@ def test_convolution_is_torchs(m):
     assert torch.allclose(conv(x), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (1, 2)])
+def test_the_gradient_for_few_pixels_is_the_convolution_s(m, kernel, stride):
+    random = torch.Generator().manual_seed(0)
+    x, filters = (torch.randn(shape, generator=random, dtype=torch.float64, requires_grad=True)
+                  for shape in ((2, 3, 5, 6), (4, 3, kernel, kernel)))
+    expected = torch.nn.functional.conv2d(x, filters, stride=stride, padding=kernel // 2)
+    got = m.FewPixels.apply(x, filters, stride)
+    assert torch.equal(got, expected)
+    to = torch.randn(got.shape, generator=random, dtype=torch.float64)
+    for one, other in zip(torch.autograd.grad(got, (x, filters), to), torch.autograd.grad(expected, (x, filters), to)):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
+def test_few_pixels_in_bfloat16_take_the_patches_and_many_do_not(m, monkeypatch):
+    taken, real = [], m.FewPixels.apply
+    monkeypatch.setattr(m.FewPixels, "apply", lambda x, *more: taken.append(x.shape[-1]) or real(x, *more))
+    for side, stride in ((4, 1), (5, 1), (8, 2), (9, 2)):
+        conv = m.Conv(4, 6, 3, stride)
+        x = torch.randn(2, 4, side, side).bfloat16()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = conv(x)
+        y.float().sum().backward()
+        assert y.shape[-1] == (side + stride - 1) // stride and conv.weight.grad.abs().sum() > 0
+    conv(x.float())
+    assert taken == [4, 8]
+
+
+def test_kept_memory_is_asked_for_and_missed_by_nobody(m, monkeypatch):
+    asked = []
+    monkeypatch.setattr(m.ctypes, "CDLL", lambda name: type("Library", (), {"mallopt": lambda self, *given: asked.append(given)})())
+    m.keep_freed_memory()
+    assert asked == [(option, size) for option in (-1, -3) for size in (1 << 30, 1 << 25)]  # a smaller one where the large is refused
+
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(m.ctypes, "CDLL", missing)
+    m.keep_freed_memory()
+
+
 def test_probe_agrees_with_scikit_learn(m):
     from sklearn.linear_model import LogisticRegression
     random = np.random.default_rng(0)

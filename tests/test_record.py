@@ -58,6 +58,20 @@ def test_the_record_has_every_seed_and_every_row():
         assert len(set(found["rows"][row]["1"]["seeds"])) == len(set(found["seeds"]))
 
 
+def test_published_networks_are_those_of_the_record():
+    import torch
+    needs_record(CHAPTERS[2])
+    found = chain.results("03")
+    assert len(found["backbones"]) == len(found["seeds"])
+    assert {path.name for path in chain.BACKBONES.glob("*")} == chain.published_backbones()
+    for file, seed in zip(found["backbones"], found["seeds"]):
+        content = torch.load(chain.BACKBONES / file, weights_only=True)
+        trained_with = {key: value for key, value in content["header"]["settings"].items() if key in found["settings"]}
+        assert content["header"]["settings"]["seed"] == seed
+        assert trained_with == {key: found["settings"][key] for key in trained_with} and content["step"] == trained_with["steps"]
+        assert content["header"]["settings"]["data"] == found["data_md5"]
+
+
 @each
 def test_outputs_are_whole_and_show_nothing_they_should_not(path):
     needs_record(path)

@@ -27,7 +27,8 @@ SAVE = '''def save(chapter, rows):
     with open(os.path.join(RESULTS, chapter + ".json"), "w") as file:
         json.dump(found, file)'''
 ROWS = '{"supervised": {p: {"mean": 50.0, "std": 1.0, "seeds": [49.0, 50.0, 51.0]} for p in ("1", "10", "100")}}'
-PLACES = {"ROOT": "", "NOTEBOOKS": "notebooks", "RESULTS": "data/results", "SITTING": "data/runs/record"}
+PLACES = {"ROOT": "", "NOTEBOOKS": "notebooks", "RESULTS": "data/results", "SITTING": "data/runs/record",
+          "BACKBONES": "data/backbones", "CHECKPOINTS": "data/checkpoints"}
 TOOLS = Path(run.__file__).parent
 FIRST = [("md", "title", "", "# One\n\nTo open it in Colab, <!--=colab-->?<!--/-->."), ("code", "parameters", "parameters", PARAMETERS),
          ("code", "recorded", "recorded", ""), ("code", "imports", "keep", "import json\nimport math\nimport os"),
@@ -287,6 +288,27 @@ def test_a_run_that_must_not_be_recorded_changes_nothing(recorded, code, words):
 
 
 @pytest.mark.fault
+def test_pretrained_networks_are_published_lent_and_taken_back_with_the_record(recorded, monkeypatch):
+    recorded.edit(recorded.one, "end", """import pathlib
+
+checkpoints = pathlib.Path("../data/checkpoints")
+checkpoints.mkdir(exist_ok=True)
+found = sorted(path.name for path in checkpoints.glob("*.pt"))
+(checkpoints / f"net{len(found)}.pt").write_text("weights")
+save("01", {})
+path = pathlib.Path(RESULTS, "01.json")
+path.write_text(json.dumps(json.loads(path.read_text()) | {"backbones": [f"net{len(found)}.pt"]}))""")
+    place = recorded.root / "data"
+    chain.record()
+    assert [path.name for path in (place / "backbones").iterdir()] == ["net0.pt"] and chain.check() == []
+    shutil.rmtree(place / "checkpoints")  # another machine
+    chain.record([1])
+    assert sorted(path.name for path in (place / "checkpoints").iterdir()) == ["net0.pt", "net1.pt"]  # the first was lent
+    assert [path.name for path in (place / "backbones").iterdir()] == ["net1.pt"]
+    (place / "backbones" / "net1.pt").unlink()
+    assert any("net1.pt is not what the results name" in fault for fault in chain.check())
+
+
 def test_a_killed_recording_continues(recorded):
     recorded.edit(recorded.two, "body", "if not os.path.exists('../was-here'):\n    open('../was-here', 'w').close()\n"
                                         "    os.kill(os.getpid(), 9)\nprint(area(1))")
@@ -650,25 +672,40 @@ def test_a_torch_that_does_not_import_is_missing(tmp_path, monkeypatch):
 
 # ---- the benchmark --------------------------------------------------------------------------------
 
-def test_the_benchmark_measures_every_figure_with_the_chapters_code(chapter3):
+SMALL = dict(batch=16, projector=[8, 8], widths=[8, 16], sizes=[16], precision="float32", data="bench", weight=0.05, lr=0.02,
+             adam_lr=0.002, weight_decay=0.01)
+
+
+def test_the_benchmark_measures_every_figure_with_the_chapters_code(chapter3, monkeypatch):
     import bench
-    small = dict(bench.SETTINGS, batch=16, projector=[8, 8], widths=[8, 16], precision="float32")
-    found = bench.measure(chapter3, chapter3.get_cifar10(), small, rounds=1, count=2, sizes=(16,), image_counts=(500, 1500),
-                          side=64)
-    assert found["speedup"] == found["pairs_per_second"]["ours"] / found["pairs_per_second"]["plain"]
+    m = chapter3
+    dataset = m.CIFAR10(m.get_cifar10(), train=True)
+    monkeypatch.setattr(bench, "measured", lambda m, way, settings, count, more: bench.WAYS[way](m, dataset, settings, count, **more))
+    threads = m.torch.get_num_threads()
+    try:
+        found = bench.measure(m, dataset, SMALL, rounds=1, count=2, image_counts=(500, 1500))
+    finally:
+        m.torch.set_num_threads(threads)
+    assert found["speedup"] == pytest.approx(found["pairs_per_second"]["ours"] / found["pairs_per_second"]["plain"])
     assert 0 < found["augmentation_share"] < 1 and found["flops"]["step"] > 0
     assert set(found["images"]) == {"500", "1500"} and "1" in found["threads"]
-    assert not list(chapter3.DATA.rglob("bench*.pt"))
+    assert found["tricks"]["memory"] > 0 and found["tricks"]["few_pixels"]["layer"] > 0
+    assert not list(m.DATA.rglob("bench*.pt"))
+
+
+def test_the_benchmark_measures_in_a_process_of_its_own(chapter3):
+    import bench
+    (seconds, share) = bench.measured(chapter3, "ours", SMALL, 2, {"without": "memory"})
+    assert seconds > 0 and 0 < share < 1
 
 
 def test_the_benchmark_counts_a_step_s_operations(chapter3):
     import bench
-    m, small = chapter3, dict(bench.SETTINGS, batch=16, projector=[8, 8], widths=[8, 16], sizes=[16], precision="float32")
-    images = m.load_split(m.get_cifar10(), train=True)[0]
+    images = chapter3.load_split(chapter3.get_cifar10(), train=True)[0]
     # forward, in multiply-adds a view of 16 x 16: stem, two blocks with the shortcut, projector; backward costs twice
     # that, but the stem needs no gradient of its input; the loss is one product of (8, 16) and (16, 8), thrice
     stem, rest = 8 * 27 * 64, 2 * 8 * 72 * 64 + (16 * 72 + 16 * 144 + 16 * 8) * 16 + 16 * 8 + 8 * 8
-    assert bench.operations(m, images, small) == 2 * (32 * (2 * stem + 3 * rest) + 3 * 8 * 8 * 16)
+    assert bench.operations(chapter3, images, SMALL) == 2 * (32 * (2 * stem + 3 * rest) + 3 * 8 * 8 * 16)
 
 
 def test_plain_convolutions_calculate_the_same(chapter3):

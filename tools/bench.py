@@ -3,30 +3,32 @@
     python3 tools/bench.py              about ten minutes on two cores that do nothing else
     python3 tools/bench.py --rounds 1   a quick look, not written down
 
-Everything is measured in turn in one process and given as the median over rounds:
+Every figure is the median over rounds. In a round all of them are measured in turn, each in a process of its own, so
+that none profits from what another has set:
 pairs of views a second of chapter 3's training step, against the plain way (float32, PyTorch's default memory
 format, torchvision's transforms picture by picture in a DataLoader with the better of 0 and 2 workers, AdamW; same
-network, batch and size of views); the share of a step that augmentation takes; the floating-point operations a
-second of a step's forward and backward pass, as a share of what a large matrix product in the same precision
-reaches; pairs a second with 1 to all threads; seconds an epoch with 12,500 to 50,000 pictures.
+network, batch and size of views); the same without each of chapter 2's two speed tricks; the share of a step that
+augmentation takes; the floating-point operations a second of a step's forward and backward pass, as a share of what
+a large matrix product in the same precision reaches; pairs a second with 1 to all threads; seconds an epoch with
+12,500 to 50,000 pictures.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
+from pathlib import Path
 from unittest import mock
 
 from chain import NOTEBOOKS, RESULTS, ROOT, namespace
 from run import Stop, guarded, write_text
 
-SETTINGS = {"batch": 256, "projector": [1024, 1024], "weight": 0.0078, "lr": 0.04, "adam_lr": 0.002,
-            "weight_decay": 0.01, "widths": [64, 128, 256]}  # chapter 3's, preset full
-SIZES = (24, 16, 32)  # of the views; the first is the one that counts
-WARM = 2  # steps before the clock starts
+WARM = 3  # steps before the clock starts
 
 
 def now(m):
@@ -38,11 +40,14 @@ def now(m):
     return time.perf_counter()
 
 
-def ours(m, images, settings, count):
-    """(seconds a step, share of augmentation) of chapter 3's own loop, without its checkpoints."""
+def ours(m, dataset, settings, count, threads=None, pictures=None, without=None):
+    """Seconds a step of chapter 3's own loop, without its checkpoints, and the share of augmentation in it."""
     marks, spent, random_view = [], [], m.random_view
+    if threads:
+        m.torch.set_num_threads(threads)
 
     def steps(state, name, header, code, steps, **_):
+        m.keep_freed_memory()
         for step in range(steps):
             marks.append(now(m))
             yield step
@@ -54,10 +59,16 @@ def ours(m, images, settings, count):
         spent.append(now(m) - began)
         return made
 
-    with mock.patch.object(m, "resumable", steps), mock.patch.object(m, "random_view", view):
-        m.pretrain(images, dict(settings, steps=WARM + count), 0, "bench")
-    seconds = marks[-1] - marks[WARM]
-    return seconds / count, sum(spent[2 * WARM:]) / seconds
+    changes = {"resumable": steps, "random_view": view}
+    if without == "memory":
+        changes["keep_freed_memory"] = lambda: None
+    elif without == "few_pixels":
+        changes["FewPixels"] = mock.Mock(apply=lambda x, filters, stride: m.F.conv2d(
+            x, filters, stride=stride, padding=filters.shape[-1] // 2))
+    with mock.patch.multiple(m, **changes):
+        m.pretrain(dataset.images[:pictures], dict(settings, steps=WARM + count), 0, "bench")
+    views = len(spent) // (WARM + count)
+    return [(marks[-1] - marks[WARM]) / count, sum(spent[views * WARM:]) / (marks[-1] - marks[WARM])]
 
 
 def operations(m, images, settings):
@@ -84,7 +95,7 @@ def plain_convolutions(m, module):
     return module
 
 
-def plain(m, dataset, settings, workers, count):
+def plain(m, dataset, settings, count, workers):
     """Seconds a step of the plain way."""
     from torchvision.transforms import v2
     transform = v2.Compose([
@@ -110,79 +121,106 @@ def plain(m, dataset, settings, workers, count):
     raise Stop(f"{count + WARM} batches of {settings['batch']} are more than there are pictures.")
 
 
-def peak(m, precision, side):
-    """Floating-point operations a second of a product of two square matrices, the best of five."""
-    a, b = (m.torch.randn(side, side, device=m.DEVICE, dtype=precision) for _ in "ab")
+def best_of(m, work, rounds=6):
+    """Seconds of the fastest of a few rounds of work, after one to warm up."""
     seconds = []
-    for _ in range(6):
+    for _ in range(rounds):
         began = now(m)
-        a @ b
+        work()
         seconds.append(now(m) - began)
-    return 2 * side ** 3 / min(seconds[1:])
+    return min(seconds[1:])
 
 
-def measure(m, folder, settings, rounds=5, count=10, sizes=SIZES, image_counts=(12_500, 25_000, 50_000),
-            side=2048):
-    """All figures, as bench.json holds them."""
-    dataset = m.CIFAR10(folder, train=True)
-    images, batch = dataset.images, settings["batch"]
-    if "precision" not in settings:  # as chapter 3 chooses it
-        some = m.random_view(images[:64].to(m.DEVICE), m.seeded(0), sizes[0])
-        dtype, _ = m.fastest_precision(m.make_classifier(0, settings["widths"]), some)
-        settings = dict(settings, precision=str(dtype).removeprefix("torch."))
-    of_size = {size: dict(settings, sizes=[size]) for size in sizes}
-    everything = m.torch.get_num_threads()
+def peak(m, dataset, settings, count, side=4096):
+    """Floating-point operations a second of a product of two square matrices."""
+    a, b = (m.torch.randn(side, side, device=m.DEVICE, dtype=getattr(m.torch, settings["precision"])) for _ in "ab")
+    return 2 * side ** 3 / best_of(m, lambda: a @ b)
+
+
+def last_layer(m, dataset, settings, count):
+    """Seconds for the gradient of the last layer's filters, as PyTorch does it over as chapter 2 does it."""
+    m.keep_freed_memory()
+    wide, side = settings["widths"][-1], math.ceil(settings["sizes"][-1] / 2 ** len(settings["widths"]))
+    x = m.torch.randn(2 * settings["batch"], wide, side, side, device=m.DEVICE, dtype=getattr(m.torch, settings["precision"]))
+    x = x.contiguous(memory_format=m.torch.channels_last)
+    filters = m.torch.randn(wide, wide, 3, 3, dtype=x.dtype, device=x.device).contiguous(memory_format=m.torch.channels_last)
+    filters.requires_grad_()
+    seconds = []
+    for way in (lambda: m.F.conv2d(x, filters, padding=1), lambda: m.FewPixels.apply(x, filters, 1)):
+        y = way()
+        to_y = m.torch.randn_like(y)
+        seconds.append(best_of(m, lambda y=y, to_y=to_y: m.torch.autograd.grad(y, filters, to_y, retain_graph=True)))
+    return seconds[0] / seconds[1]
+
+
+WAYS = {"ours": ours, "plain": plain, "peak": peak, "last_layer": last_layer}
+
+
+def measured(m, way, settings, count, more):
+    """What one of WAYS finds in a process of its own that has the same kept cells, preset, data and device as m."""
+    place = dict(os.environ, NOLABELS_PRESET=m.PRESET, NOLABELS_DATA=str(Path(m.DATA).resolve()), NOLABELS_DEVICE=str(m.DEVICE))
+    child = subprocess.run([sys.executable, __file__, "--measure", json.dumps([way, settings, count, more])],
+                           env=place, cwd=NOTEBOOKS, stdout=subprocess.PIPE, text=True)
+    if child.returncode:
+        raise Stop(f"{way} could not be measured; the lines above say why.")
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def measure(m, dataset, settings, rounds=3, count=20, image_counts=(12_500, 25_000, 50_000)):
+    """All figures, as bench.json holds them. settings: chapter 3's, with "precision" and one size of views."""
+    pairs, everything = settings["batch"], m.torch.get_num_threads()
     thread_counts = sorted({1, everything, *(2 ** n for n in range(10) if 2 ** n < everything)})
-    seen = {}  # (what, of what) -> one figure a round
-
-    def note(what, of, value):
-        seen.setdefault((what, of), []).append(value)
-
+    wanted = {"ours": ("ours", {}), "peak": ("peak", {}), "last layer": ("last_layer", {}),
+              "memory": ("ours", {"without": "memory"}), "few_pixels": ("ours", {"without": "few_pixels"}),
+              **{f"plain, {workers} workers": ("plain", {"workers": workers}) for workers in (0, 2)},
+              **{("threads", n): ("ours", {"threads": n}) for n in thread_counts},
+              **{("images", n): ("ours", {"pictures": n}) for n in image_counts}}
+    seen = {name: [] for name in wanted}
     for turn in range(rounds):
         print(f"round {turn + 1} of {rounds}", flush=True)
-        for size, setting in of_size.items():
-            seconds, share = ours(m, images, setting, count)
-            note("ours", size, batch / seconds)
-            if size == sizes[0]:
-                note("augmentation", size, share)
-                note("speed", size, operations(m, images, setting) / seconds)
-                note("peak", size, peak(m, getattr(m.torch, settings["precision"]), side))
-            for workers in (0, 2):
-                note(f"plain, {workers} workers", size, batch / plain(m, dataset, setting, workers, count))
-        for threads in thread_counts:
-            m.torch.set_num_threads(threads)
-            note("threads", threads, batch / ours(m, images, of_size[sizes[0]], count)[0])
-        m.torch.set_num_threads(everything)
-        for number in image_counts:
-            note("images", number, number // batch * ours(m, images[:number], of_size[sizes[0]], count)[0])
-    middle = {key: statistics.median(values) for key, values in seen.items()}
-    pairs = {size: {"ours": middle["ours", size],
-                    "plain": max(middle["plain, 0 workers", size], middle["plain, 2 workers", size])} for size in sizes}
-    first = sizes[0]
+        for name, (way, more) in wanted.items():
+            seen[name].append(measured(m, way, settings, count, more))
+    step = {name: statistics.median(value[0] if isinstance(value, list) else value for value in values)
+            for name, values in seen.items()}
+    plain_step = min(step[name] for name in step if str(name).startswith("plain"))
+    speed = operations(m, dataset.images, settings) / step["ours"]
     return {
         "hardware": m.hardware(),
         "versions": {"python": platform.python_version(), "torch": m.torch.__version__,
                      "torchvision": m.torchvision.__version__},
-        "precision": settings["precision"], "rounds": rounds, "steps": count, "view_size": first, "batch": batch,
-        "pairs_per_second": pairs[first], "speedup": pairs[first]["ours"] / pairs[first]["plain"],
-        "augmentation_share": middle["augmentation", first],
-        "share_of_peak": middle["speed", first] / middle["peak", first],
-        "flops": {"step": middle["speed", first], "matrix_product": middle["peak", first]},
-        "threads": {str(n): middle["threads", n] for n in thread_counts},
-        "images": {str(n): middle["images", n] for n in image_counts},
-        "sizes": {str(size): {**pairs[size], "speedup": pairs[size]["ours"] / pairs[size]["plain"]} for size in sizes},
+        "precision": settings["precision"], "rounds": rounds, "steps": count, "view_size": settings["sizes"][0],
+        "batch": settings["batch"], "widths": settings["widths"],
+        "pairs_per_second": {"ours": pairs / step["ours"], "plain": pairs / plain_step},
+        "speedup": plain_step / step["ours"],
+        "tricks": {"memory": step["memory"] / step["ours"],
+                   "few_pixels": {"step": step["few_pixels"] / step["ours"], "layer": step["last layer"]}},
+        "augmentation_share": statistics.median(share for _, share in seen["ours"]),
+        "share_of_peak": speed / step["peak"], "flops": {"step": speed, "matrix_product": step["peak"]},
+        "threads": {str(n): pairs / step["threads", n] for n in thread_counts},
+        "images": {str(n): n // settings["batch"] * step["images", n] for n in image_counts},
     }
 
 
 def main():
     """Measure on the real pictures, print the figures and keep them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10, help="steps timed in each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20, help="steps timed in each measurement")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # one figure, asked for by the process that collects them
     given = parser.parse_args()
     os.chdir(NOTEBOOKS)
+    if given.measure:
+        m = namespace(3)
+        way, settings, count, more = json.loads(given.measure)
+        print(json.dumps(WAYS[way](m, m.CIFAR10(m.get_cifar10(), train=True), settings, count, **more)))
+        return 0
     m = namespace(3, PRESET="full")
-    figures = measure(m, m.get_cifar10(), SETTINGS, given.rounds, given.steps)
+    dataset = m.CIFAR10(m.get_cifar10(), train=True)
+    settings = m.pretraining_settings("full")
+    settings.update(data="bench", sizes=settings["sizes"][-1:])
+    some = m.random_view(dataset.images[:64].to(m.DEVICE), m.seeded(0), settings["sizes"][0])
+    settings["precision"] = str(m.fastest_precision(m.make_classifier(0, settings["widths"]), some)[0]).removeprefix("torch.")
+    figures = measure(m, dataset, settings, given.rounds, given.steps)
     text = json.dumps(json.loads(json.dumps(figures), parse_float=lambda x: float(f"{float(x):.4g}")), indent=1) + "\n"
     print(text)
     if given.rounds > 1:

@@ -22,6 +22,7 @@ import linecache
 import os
 import pprint
 import re
+import shutil
 import socket
 import statistics
 import symtable
@@ -34,6 +35,7 @@ from run import Stop, chapter_paths, execute, guarded, numbers, write_text
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS, RESULTS = ROOT / "notebooks", ROOT / "data" / "results"
 SITTING = ROOT / "data" / "runs" / "record"  # where a recording in progress keeps its figures
+BACKBONES, CHECKPOINTS = ROOT / "data" / "backbones", ROOT / "data" / "checkpoints"
 RECAP = ("#@title Recap: what the earlier chapters built (written by tools/chain.py, do not edit)"
          ' { display-mode: "form" }\n\n')
 RECORDED = ("#@title Recorded figures to compare with (written by tools/chain.py, do not edit)"
@@ -248,9 +250,11 @@ def record(which=None, seeds="0,1,2", preset="full"):
     """Run the chapters in order and keep their figures and outputs.
 
     Leaves out a chapter that is recorded already, unless `which` names it. Stopped or killed, the same
-    call continues: a chapter's finished trainings and its last checkpoint are found again.
+    call continues: a chapter's finished trainings and its last checkpoint are found again. The pretrained
+    networks of a recorded chapter are published with it, so that another machine can go on from them.
     """
     weave()
+    copy_missing(BACKBONES.glob("*.pt"), CHECKPOINTS)
     for path in chapters():
         name = number(path)
         if int(name) not in which if which else is_recorded(path, seeds, preset):
@@ -280,8 +284,27 @@ def record(which=None, seeds="0,1,2", preset="full"):
         RESULTS.mkdir(parents=True, exist_ok=True)
         os.replace(SITTING / f"{name}.json", RESULTS / f"{name}.json")
         write(path, fresh)
+        copy_missing((CHECKPOINTS / file for file in results(name).get("backbones", [])), BACKBONES)
+    wanted = published_backbones()
+    for path in BACKBONES.glob("*.pt"):
+        if path.name not in wanted:
+            path.unlink()
     weave()
     fill()
+
+
+def published_backbones():
+    """The file names of the pretrained networks that the recorded chapters name."""
+    return {file for path in chapters() for file in (results(number(path)) or {}).get("backbones", [])}
+
+
+def copy_missing(files, folder):
+    """Copy files into a folder that does not hold them yet."""
+    for file in files:
+        if not (folder / file.name).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, folder / f"{file.name}.part")
+            os.replace(folder / f"{file.name}.part", folder / file.name)
 
 
 def output_faults(nb):
@@ -501,6 +524,9 @@ def check():
         faults += [f"{path.name}: {fault}" for fault in output_faults(nb)]
         if path.stat().st_size > 1e6:
             faults.append(f"{path.name} has more than 1 MB")
+    there = {path.name for path in BACKBONES.glob("*.pt")}
+    faults += [f"data/backbones/{file} is not what the results name; run tools/chain.py record"
+               for file in sorted(there ^ published_backbones())]
     for path, place, text in prose():
         faults += marker_faults(path, place, text)
         for found in PICTURE.finditer(text):

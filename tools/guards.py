@@ -141,8 +141,8 @@ DATA = [
 ]
 LEARNING = [
     ('checkpoints run no code',
-     'map_location=DEVICE, weights_only=True',
-     'map_location=DEVICE, weights_only=False',
+     'map_location="cpu", weights_only=True',
+     'map_location="cpu", weights_only=False',
      'damaged_checkpoint'),
     ('checkpoints of this training', 'content["header"] != header or ', '', 'damaged_checkpoint'),
     ('checkpoints at a step that can be', ' or not 0 < content["step"] <= header["steps"]', '', 'damaged_checkpoint'),
