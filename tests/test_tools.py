@@ -680,7 +680,8 @@ def test_the_benchmark_measures_every_figure_with_the_chapters_code(chapter3, mo
     import bench
     m = chapter3
     dataset = m.CIFAR10(m.get_cifar10(), train=True)
-    monkeypatch.setattr(bench, "measured", lambda m, way, settings, count, more: bench.WAYS[way](m, dataset, settings, count, **more))
+    monkeypatch.setattr(bench, "measured", lambda m, way, settings, count, more, place:
+                        bench.WAYS[way](m, dataset, settings, count, **more))
     threads = m.torch.get_num_threads()
     try:
         found = bench.measure(m, dataset, SMALL, rounds=1, count=2, image_counts=(500, 1500))
@@ -695,7 +696,7 @@ def test_the_benchmark_measures_every_figure_with_the_chapters_code(chapter3, mo
 
 def test_the_benchmark_measures_in_a_process_of_its_own(chapter3):
     import bench
-    (seconds, share) = bench.measured(chapter3, "ours", SMALL, 2, {"without": "memory"})
+    (seconds, share) = bench.measured(chapter3, "ours", SMALL, 2, {"without": "memory"}, bench.AVX2)
     assert seconds > 0 and 0 < share < 1
 
 

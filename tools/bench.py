@@ -10,7 +10,7 @@ format, torchvision's transforms picture by picture in a DataLoader with the bet
 network, batch and size of views); the same without each of chapter 2's two speed tricks; the share of a step that
 augmentation takes; the floating-point operations a second of a step's forward and backward pass, as a share of what
 a large matrix product in the same precision reaches; pairs a second with 1 to all threads; seconds an epoch with
-12,500 to 50,000 pictures.
+12,500 to 50,000 pictures; pairs a second in float32 with the libraries held to AVX2, which most laptops have.
 """
 
 import argparse
@@ -153,12 +153,17 @@ def last_layer(m, dataset, settings, count):
     return seconds[0] / seconds[1]
 
 
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 WAYS = {"ours": ours, "plain": plain, "peak": peak, "last_layer": last_layer}
 
 
-def measured(m, way, settings, count, more):
-    """What one of WAYS finds in a process of its own that has the same kept cells, preset, data and device as m."""
-    place = dict(os.environ, NOLABELS_PRESET=m.PRESET, NOLABELS_DATA=str(Path(m.DATA).resolve()), NOLABELS_DEVICE=str(m.DEVICE))
+def measured(m, way, settings, count, more, place):
+    """What one of WAYS finds in a process of its own that has the same kept cells, preset, data and device as m.
+
+    more: arguments for the way; place: further environment variables.
+    """
+    place = dict(os.environ, NOLABELS_PRESET=m.PRESET, NOLABELS_DATA=str(Path(m.DATA).resolve()), NOLABELS_DEVICE=str(m.DEVICE),
+                 **place)
     child = subprocess.run([sys.executable, __file__, "--measure", json.dumps([way, settings, count, more])],
                            env=place, cwd=NOTEBOOKS, stdout=subprocess.PIPE, text=True)
     if child.returncode:
@@ -174,12 +179,13 @@ def measure(m, dataset, settings, rounds=3, count=20, image_counts=(12_500, 25_0
               "memory": ("ours", {"without": "memory"}), "few_pixels": ("ours", {"without": "few_pixels"}),
               **{f"plain, {workers} workers": ("plain", {"workers": workers}) for workers in (0, 2)},
               **{("threads", n): ("ours", {"threads": n}) for n in thread_counts},
-              **{("images", n): ("ours", {"pictures": n}) for n in image_counts}}
+              **{("images", n): ("ours", {"pictures": n}) for n in image_counts}, "avx2": ("ours", {})}
     seen = {name: [] for name in wanted}
     for turn in range(rounds):
         print(f"round {turn + 1} of {rounds}", flush=True)
         for name, (way, more) in wanted.items():
-            seen[name].append(measured(m, way, settings, count, more))
+            given = (dict(settings, precision="float32"), count, more, AVX2) if name == "avx2" else (settings, count, more, {})
+            seen[name].append(measured(m, way, *given))
     step = {name: statistics.median(value[0] if isinstance(value, list) else value for value in values)
             for name, values in seen.items()}
     plain_step = min(step[name] for name in step if str(name).startswith("plain"))
@@ -191,6 +197,7 @@ def measure(m, dataset, settings, rounds=3, count=20, image_counts=(12_500, 25_0
         "precision": settings["precision"], "rounds": rounds, "steps": count, "view_size": settings["sizes"][0],
         "batch": settings["batch"], "widths": settings["widths"],
         "pairs_per_second": {"ours": pairs / step["ours"], "plain": pairs / plain_step},
+        "avx2": {"pairs_per_second": pairs / step["avx2"], "times_slower": step["avx2"] / step["ours"]},
         "speedup": plain_step / step["ours"],
         "tricks": {"memory": step["memory"] / step["ours"],
                    "few_pixels": {"step": step["few_pixels"] / step["ours"], "layer": step["last layer"]}},

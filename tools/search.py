@@ -21,25 +21,46 @@ TABLE = RESULTS / "search.json"
 SIZES = [16, 16, 24, 24, 32]  # the sides of the pictures, an equal share of the steps each
 
 
+PLAIN = {"widths": [64, 128, 256], "precision": "float32"}  # on a processor with AVX2
+WIDE = {"widths": [64, 128, 384], "precision": "bfloat16"}  # on one with AMX, where the recorded run was made
+
+
 def supervised(percent, steps, batch=128, lr=0.04, augment="crop", sizes=SIZES, **more):
     """A supervised training with `percent` % of the labels."""
     return dict(kind="supervised", percent=percent, steps=steps, batch=batch, lr=lr, weight_decay=0.01,
-                **{"adam_lr": 0.005, **more}, augment=augment, sizes=sizes, widths=[64, 128, 256], precision="float32")
+                **{"adam_lr": 0.005, **PLAIN, **more}, augment=augment, sizes=sizes)
 
 
-def fine_tuned(percent, steps, augment, sizes, lr, backbone_lr, adam_lr=0.001):
-    """A training that starts from the pretrained backbone and the linear probe on it."""
-    return supervised(percent, steps, lr=lr, augment=augment, sizes=sizes, backbone_lr=backbone_lr, adam_lr=adam_lr)
+def fine_tuned(percent, steps, augment, sizes, lr, backbone_lr, adam_lr=0.001, **more):
+    """A training that starts from a pretrained backbone and the linear probe on it."""
+    return supervised(percent, steps, lr=lr, augment=augment, sizes=sizes, backbone_lr=backbone_lr, adam_lr=adam_lr,
+                      **{"start": PRETRAINED, **more})
 
 
-def pretraining(steps, batch=256, sizes=(16, 16, 24), projector=(1024, 1024), weight=0.0078, lr=0.04, adam_lr=0.002):
+def pretraining(steps, batch=256, sizes=(16, 16, 24), projector=(1024, 1024), weight=0.0078, lr=0.04, adam_lr=0.002, **more):
     """A Barlow Twins pretraining, judged by k-NN and by linear probes."""
     return dict(kind="pretraining", steps=steps, batch=batch, sizes=list(sizes), projector=list(projector),
-                weight=weight, lr=lr, adam_lr=adam_lr, weight_decay=0.01, widths=[64, 128, 256], precision="float32")
+                weight=weight, lr=lr, adam_lr=adam_lr, weight_decay=0.01, **{**PLAIN, **more})
 
 
-PRETRAINED = "pretraining, as in chapter 3"
+PRETRAINED, PRETRAINED_WIDE = "pretraining, 1,200 steps", "bfloat16, pretraining, last stage 384 wide"
+LATER = dict(WIDE, start=PRETRAINED_WIDE)
 TRIALS = {
+    "bfloat16, pretraining": pretraining(1494, sizes=[24], precision="bfloat16"),
+    PRETRAINED_WIDE: pretraining(1134, sizes=[24], **WIDE),
+    "bfloat16, pretraining, Muon for the projector too": pretraining(1237, sizes=[24], precision="bfloat16", optimizer="all muon"),
+    "bfloat16, 1 %, view": supervised(1, 713, augment="view", **WIDE),
+    "bfloat16, 10 %, crop": supervised(10, 1224, **WIDE),
+    "bfloat16, 10 %, view": supervised(10, 1267, augment="view", **WIDE),
+    "bfloat16, fine-tuned, 1 %, crop, factor 0.03": fine_tuned(1, 200, "crop", [32], 0.04, 0.03, adam_lr=0.0003, **LATER),
+    "bfloat16, fine-tuned, 1 %, crop, factor 0.1": fine_tuned(1, 200, "crop", [32], 0.04, 0.1, **LATER),
+    "bfloat16, fine-tuned, 1 %, crop, factor 0.3": fine_tuned(1, 200, "crop", [32], 0.04, 0.3, **LATER),
+    "bfloat16, fine-tuned, 1 %, view, factor 0.03": fine_tuned(1, 200, "view", [32], 0.04, 0.03, adam_lr=0.0003, **LATER),
+    "bfloat16, fine-tuned, 1 %, view, factor 0.1": fine_tuned(1, 200, "view", [32], 0.04, 0.1, **LATER),
+    "bfloat16, fine-tuned, 1 %, view, factor 0.3": fine_tuned(1, 300, "view", [32], 0.04, 0.3, **LATER),
+    "bfloat16, fine-tuned, 10 %, crop": fine_tuned(10, 600, "crop", [24, 32], 0.04, 1.0, adam_lr=0.002, **LATER),
+    "bfloat16, fine-tuned, 10 %, view": fine_tuned(10, 600, "view", [24, 32], 0.04, 1.0, adam_lr=0.002, **LATER),
+    "bfloat16, fine-tuned, 10 %, view, factor 0.5": fine_tuned(10, 600, "view", [24, 32], 0.04, 0.5, adam_lr=0.002, **LATER),
     PRETRAINED: pretraining(1200),
     "pretraining, short": pretraining(440, sizes=(16, 24)),
     "pretraining, short, rate 0.08": pretraining(440, sizes=(16, 24), lr=0.08),
@@ -75,29 +96,43 @@ def sgd_instead(module):
     module.make_optimizers = make_optimizers
 
 
+def muon_for_all(module):
+    """Make the module's trainings use Muon for the projector's matrices as well."""
+    def make_optimizers(backbone, others, settings, precision):
+        params = [p for part in (backbone, *others) for p in part.parameters()]
+        muon = module.Muon([p for p in params if p.ndim == 2], settings["lr"], settings["weight_decay"], dtype=precision)
+        adam = module.torch.optim.AdamW([p for p in params if p.ndim != 2], settings["adam_lr"], weight_decay=0.0)
+        for group in muon.param_groups + adam.param_groups:
+            group["initial_lr"] = group["lr"]
+        return [muon, adam]
+    module.make_optimizers = make_optimizers
+
+
 def run(name, settings):
     """Run one trial; return what it reached on validation, in percent, and the seconds its training took."""
     m = namespace(3, PRESET="full")
     folder = m.get_cifar10()
     images, labels = m.load_split(folder, train=True)
     train, validation = m.split_indices(labels)
-    if settings.get("optimizer") == "sgd":
-        sgd_instead(m)
+    if "optimizer" in settings:
+        {"sgd": sgd_instead, "all muon": muon_for_all}[settings["optimizer"]](m)
+    precision = getattr(m.torch, settings["precision"])
     if settings["kind"] == "pretraining":
         backbone, history = pretrained(m, images[train], name)
-        return {"seconds": history["seconds"], **judged(m, backbone, images, labels, train[:15000], validation)}
-    chosen = m.labelled_subset(labels, train, settings["percent"], 0)
+        return {"seconds": history["seconds"], **judged(m, backbone, images, labels, train, validation, precision)}
+    chosen, reached = m.labelled_subset(labels, train, settings["percent"], 0), {}
     if "backbone_lr" in settings:
-        backbone, _ = pretrained(m, images[train], PRETRAINED)
-        at_chosen, at_validation = m.features_of(backbone, images, (chosen, validation), m.torch.float32)
+        backbone, _ = pretrained(m, images[train], settings["start"])
+        at_chosen, at_validation = m.features_of(backbone, images, (chosen, validation), precision)
         probe = m.linear_probe(at_chosen, labels[chosen], at_validation, labels[validation])
         model = m.make_classifier(0, settings["widths"], backbone.state_dict())
         model[1].load_state_dict(probe.state_dict())
+        reached["probe"] = m.accuracy(probe(at_validation), labels[validation])
     else:
         model = m.make_classifier(0, settings["widths"])
     history = m.train_supervised(model, images[chosen], labels[chosen], settings, 0, file_name(name))
-    reached = m.accuracy(m.predict(model, images[validation]), labels[validation])
-    return {"seconds": history["seconds"], "validation": reached}
+    reached["validation"] = m.accuracy(m.predict(model, images[validation], precision), labels[validation])
+    return {"seconds": history["seconds"], **reached}
 
 
 def file_name(name):
@@ -111,11 +146,11 @@ def pretrained(m, images, name):
     return backbone, history
 
 
-def judged(m, backbone, images, labels, known, asked):
+def judged(m, backbone, images, labels, known, asked, precision):
     """k-NN and linear probes on frozen features of the pictures `known`, in percent of the pictures `asked`."""
-    at_known, at_asked = m.features_of(backbone, images, (known, asked), m.torch.float32)
+    at_known, at_asked = m.features_of(backbone, images, (known, asked), precision)
     reached = {"knn": m.knn_accuracy(at_known, labels[known], at_asked, labels[asked])}
-    for percent in (100, 3):
+    for percent in (100, 10, 1):
         some = m.labelled_subset(labels[known], m.torch.arange(len(known)), percent, 0)
         probe = m.linear_probe(at_known[some], labels[known][some], at_asked, labels[asked])
         reached[f"linear_{len(some)}"] = m.accuracy(probe(at_asked), labels[asked])
@@ -135,12 +170,14 @@ def facts(trials):
             started = time.perf_counter()
             optimizer.step()
             seconds[kind] = time.perf_counter() - started
-    reached = {name: trial["validation"] for name, trial in trials.items() if "validation" in trial}
+    reached = {name: trial.get("validation", trial.get("linear_45000")) for name, trial in trials.items()}
     return {"hardware": m.hardware(), "torch_muon_ratio": round(seconds[m.torch.optim.Muon] / seconds[m.Muon], 1),
             "muon_accuracy": reached.get("100 %"),
             "full_resolution_accuracy": reached.get("100 %, 32 pixels from the start"),
             "crop_1": reached.get("1 %, crop"), "view_1": reached.get("1 %, view"),
-            "crop_10": reached.get("10 %, crop"), "view_10": reached.get("10 %, view"),
+            "crop_10": reached.get("bfloat16, 10 %, crop"), "view_10": reached.get("bfloat16, 10 %, view"),
+            "narrow": reached.get("bfloat16, pretraining"), "wide": reached.get(PRETRAINED_WIDE),
+            "all_muon": reached.get("bfloat16, pretraining, Muon for the projector too"),
             "sgd_accuracy": max((value for name, value in reached.items() if "SGD" in name), default=None)}
 
 
