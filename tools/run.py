@@ -154,9 +154,9 @@ def environment(here=False, cpu=False, dev=False):
     return python
 
 
-def in_environment(script, given, rest):
+def in_environment(script, given, rest, dev=False):
     """Start a script again, with --here, by the Python of the environment; the script's exit status."""
-    process = subprocess.Popen([environment(cpu=given.cpu, dev=script.endswith("test.py")), script, "--here"] + rest)
+    process = subprocess.Popen([environment(cpu=given.cpu, dev=dev), script, "--here"] + rest)
     while True:
         try:
             return process.wait()

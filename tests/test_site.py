@@ -1,0 +1,276 @@
+"""The site: built as a whole, its pages read as files and opened in headless Chromium."""
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from urllib.parse import unquote, urljoin, urlparse
+
+import build_site
+import chain
+import pytest
+from bs4 import BeautifulSoup
+from run import Stop
+
+URL = "https://example.org/series/"
+PAGES = ["index.html", "running.html", "search.html", *(f"{path.stem}.html" for path in chain.chapters())]
+CHAPTERS = PAGES[3:]
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+needs_node = pytest.mark.skipif(not shutil.which("npm"), reason="the site's maths needs node and npm")
+pytestmark = needs_node
+page_by_page = pytest.mark.parametrize("name", PAGES)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The site, built for an address."""
+    target = tmp_path_factory.mktemp("built") / "site"
+    build_site.build(target, URL)
+    return target
+
+
+@pytest.fixture(scope="session")
+def soups(site):
+    """{page: its parsed HTML}."""
+    return {name: BeautifulSoup((site / name).read_text(encoding="utf-8"), "html.parser") for name in build_site.pages_of(site)}
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium."""
+    if not CHROMIUM:
+        pytest.skip("there is no Chromium: sudo apt install chromium")
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def address(site):
+    """Where the site is served on loopback."""
+    with build_site.served(site) as address:
+        yield address
+
+
+# ---- in a browser -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@page_by_page
+def test_a_page_in_the_browser(browser, address, name, scheme, width):
+    from axe_playwright_python.sync_playwright import Axe
+    said, asked = [], []
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address + name, wait_until="networkidle")
+    found = Axe().run(page).response
+    scrolls = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.close()
+    assert [(v["id"], v["nodes"][0]["html"][:200], len(v["nodes"])) for v in found["violations"]] == []
+    assert len(found["passes"]) > 10 and said == [] and scrolls <= 0
+    assert asked and all(url.startswith((address, "data:")) for url in asked)
+    assert (sum(map(int, re.findall(r"\d+", dark)[:3])) < 200) == (scheme == "dark")
+
+
+def test_search_finds_a_chapter(browser, address):
+    page = browser.new_page()
+    page.goto(address + "search.html?q=collapse", wait_until="networkidle")
+    page.wait_for_selector("#search-results li a")
+    assert any("03_barlow_twins" in link.get_attribute("href") for link in page.query_selector_all("#search-results li a"))
+    page.close()
+
+
+def test_every_listing_has_a_copy_button_and_folded_cells_open(browser, address):
+    page = browser.new_page()
+    page.goto(address + CHAPTERS[1], wait_until="networkidle")
+    cells = page.query_selector_all("div.cell_input")
+    assert len(cells) > 10 and all(cell.query_selector("button.copybtn") for cell in cells)
+    folded = page.query_selector("div.cell details.hide")
+    assert folded.evaluate("node => node.open") is False
+    folded.query_selector("summary").click()
+    assert folded.evaluate("node => node.open") is True and "def write_atomic" in folded.inner_text()
+    page.close()
+
+
+def test_pictures_keep_their_place_while_they_load(browser, address):
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto(address + CHAPTERS[2], wait_until="networkidle")
+    for image in page.query_selector_all("article img"):
+        image.scroll_into_view_if_needed()
+        page.wait_for_function("image => image.complete && image.naturalWidth", arg=image)
+        size = image.evaluate("i => [i.width, i.height, i.naturalWidth, i.naturalHeight, +i.getAttribute('width'), +i.getAttribute('height')]")
+        assert size[0] <= 390 and size[2:4] == size[4:6]
+    page.close()
+
+
+# ---- as files ---------------------------------------------------------------------------------------
+
+def test_the_pages_are_there_and_nothing_else(site, soups):
+    assert set(soups) == set(PAGES)
+    assert not list(site.rglob("*.ipynb")) and not list(site.rglob("jupyter_execute")) and not list(site.rglob("*.doctree"))
+
+
+def test_internal_links_and_anchors_resolve(site, soups):
+    for name, soup in soups.items():
+        for link in soup.select("[href], [src]"):
+            target = urlparse(urljoin(f"site:/{name}", link.get("href") or link.get("src")))
+            if target.scheme != "site":
+                continue
+            page = unquote(target.path).lstrip("/") or name
+            assert (site / page).is_file(), (name, str(link)[:200])
+            if target.fragment and page in soups:
+                assert soups[page].find(id=unquote(target.fragment)), (name, str(link)[:200])
+
+
+def test_ids_are_unique(soups):
+    for name, soup in soups.items():
+        ids = [tag["id"] for tag in soup.select("[id]")]
+        assert len(ids) == len(set(ids)), (name, {i for i in ids if ids.count(i) > 1})
+
+
+def test_nothing_comes_from_another_host(site, soups):
+    for soup in soups.values():
+        loaded = soup.select("[src], link[rel=stylesheet], link[rel=preload], link[rel=icon], source, iframe")
+        assert not [tag for tag in loaded if re.match(r"(https?:)?//", tag.get("src") or tag.get("href") or "")]
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", sheet.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_picture_of_the_chapter_is_described_by_its_own_sentence(soups, name):
+    shown = [output["metadata"]["image/png"]["alt"] for path in chain.chapters() if path.stem == name.removesuffix(".html")
+             for cell in chain.code_cells(chain.read(path)) for output in cell["outputs"] if "image/png" in output.get("data", {})]
+    assert shown and [image["alt"] for image in soups[name].select("article img")] == shown
+    assert all(alt.endswith(".") and len(alt.split()) >= 6 for alt in shown)
+
+
+@page_by_page
+def test_one_title_and_headings_in_order(soups, name):
+    levels = [int(tag.name[1]) for tag in soups[name].select("article h1, article h2, article h3, article h4")]
+    assert levels.count(1) == 1 and levels[0] == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:]))
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_says_how_long_it_takes_and_where_it_was_recorded(soups, name):
+    facts, found = soups[name].select_one("p.facts").get_text(), chain.results(name[:2])
+    assert re.search(r"About \d+ minutes to read", facts) and found["hardware"] in facts
+
+
+def test_chapters_lead_to_one_another(soups):
+    for before, after in zip(CHAPTERS, CHAPTERS[1:]):
+        assert soups[before].select_one(f'.related-pages a.next-page[href="{after}"]')
+        assert soups[after].select_one(f'.related-pages a.prev-page[href="{before}"]')
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_what_is_cited_leads_to_its_reference_and_back(soups, name):
+    soup = soups[name]
+    cited = soup.select("a.citation")
+    assert cited
+    for link in cited:
+        entry = soup.find(id=link["href"].lstrip("#"))
+        assert entry.find_parent(id="references") and entry.select(f'.backlinks a[href="#{link["id"]}"]')
+
+
+def test_maths_is_rendered_and_markers_are_gone(soups):
+    assert len(soups[CHAPTERS[2]].select("article .katex")) > 20
+    for soup in soups.values():
+        text = soup.select_one("article").get_text()
+        assert not soup.select(".tex, .katex-error") and "<!--" not in text and not re.search(r"\\(begin|frac|sum|lambda)", re.sub(
+            r"\s", "", "".join(tag.get_text() for tag in soup.select("article p") if not tag.select(".katex"))))
+
+
+def test_the_landing_page_is_the_promise_the_picture_and_the_table(soups):
+    soup, readme = soups["index.html"], chain.ROOT / "README.md"
+    assert soup.select_one("h1").get_text().startswith(readme.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
+    assert len(soup.select("article img")) == 1
+    assert {link["href"] for link in soup.select("article table a")} >= set(CHAPTERS)
+    assert "tools/run.py" in soup.get_text()
+
+
+def test_cards_feed_and_map_name_the_address(site, soups):
+    for name in ("index.html", *CHAPTERS):
+        card = {tag["property"]: tag["content"] for tag in soups[name].select("meta[property^='og:']")}
+        assert card["og:image"].startswith(URL) and (site / card["og:image"].removeprefix(URL)).is_file()
+        assert card["og:description"] and card["og:url"] == URL + name
+        assert soups[name].select_one("meta[name=description]")["content"]
+        assert soups[name].select_one("link[rel=canonical]")["href"] == URL + name
+    feed = ElementTree.parse(site / "atom.xml").getroot()
+    atom = "{http://www.w3.org/2005/Atom}"
+    assert [entry.find(f"{atom}link").get("href") for entry in feed.iter(f"{atom}entry")] == [URL + name for name in CHAPTERS]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT", entry.find(f"{atom}updated").text) for entry in feed.iter(f"{atom}entry"))
+    assert soups["index.html"].select_one('link[type="application/atom+xml"]')["href"] == "atom.xml"
+    assert {place.text for place in ElementTree.parse(site / "sitemap.xml").getroot().iter(
+        "{http://www.sitemaps.org/schemas/sitemap/0.9}loc")} == {URL + name for name in PAGES if name != "search.html"}
+
+
+# ---- small series of their own -----------------------------------------------------------------------
+
+@pytest.fixture
+def series(tmp_path, monkeypatch):
+    """A function that makes a series of one chapter with this Markdown (and this output), which is then what is built."""
+    monkeypatch.setattr(chain, "NOTEBOOKS", tmp_path / "notebooks")
+
+    def make(text="Words.", output=None, folder=""):
+        place = tmp_path / "notebooks" / folder
+        place.mkdir(parents=True, exist_ok=True)
+        cells = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": f"# One\n\nA promise.\n\n{text}"}]
+        if output:
+            cells.append({"cell_type": "code", "id": "shown", "metadata": {}, "source": "1", "execution_count": 1, "outputs": [output]})
+        nb = {"cells": cells, "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+              "nbformat": 4, "nbformat_minor": 5}
+        (place / "01_raw_cifar10.ipynb").write_text(json.dumps(nb), encoding="utf-8")
+        if folder:
+            (place / "README.md").write_text("# Uno\n\nx\n\n## A\n\nx\n\n## B\n\nx\n\n## C\n\nx\n", encoding="utf-8")
+        return tmp_path / "site"
+    readme = tmp_path / "README.md"
+    readme.write_text("# Series\n\nWords.\n\n## Start\n\nx\n\n## Chapters\n\n[one](notebooks/01_raw_cifar10.ipynb), [data](data/README.md)\n\n"
+                      "## How\n\nx\n\n## Licence\n\nx\n", encoding="utf-8")
+    shutil.copy(chain.ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.setattr(chain, "ROOT", tmp_path)
+    return make
+
+
+def test_without_an_address_nothing_guesses_one(series):
+    target = series()
+    build_site.build(target)
+    assert not (target / "atom.xml").exists() and not (target / "sitemap.xml").exists()
+    for name in build_site.pages_of(target):
+        text = (target / name).read_text(encoding="utf-8")
+        assert "og:url" not in text and "canonical" not in text and "atom.xml" not in text
+
+
+@pytest.mark.parametrize("text", ["A sum $\\frac{1$.", "To [nowhere](02_nothing.ipynb).", "$$\\nosuchcommand$$"])
+def test_a_mistake_fails_the_build_and_leaves_the_old_site(series, text, capfd):
+    target = series(text)
+    target.mkdir()
+    (target / "old.html").write_text("old")
+    with pytest.raises(Stop, match="could not build"):
+        build_site.build(target)
+    assert capfd.readouterr().err.strip() and (target / "old.html").read_text() == "old"
+
+
+def test_a_picture_without_description_fails_the_build(series):
+    picture = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo="}, "metadata": {}}
+    target = series(output=picture)
+    with pytest.raises(Stop, match="no alt text"):
+        build_site.build(target)
+
+
+def test_a_second_language_gets_a_folder_a_switch_and_hreflang(series):
+    series(folder="es")
+    target = series()
+    build_site.build(target, URL)
+    for page, other, language in (("01_raw_cifar10.html", "es/01_raw_cifar10.html", "es"), ("es/index.html", "../index.html", "en")):
+        soup = BeautifulSoup((target / page).read_text(encoding="utf-8"), "html.parser")
+        assert soup.select_one("nav.languages a")["href"] == other and soup.select_one("nav.languages a")["hreflang"] == language
+        assert {link["hreflang"]: link["href"] for link in soup.select("link[rel=alternate][hreflang]")} == {
+            "en": URL + page.removeprefix("es/"), "es": URL + "es/" + page.removeprefix("es/")}
+        assert soup.html["lang"] != language
+    assert not BeautifulSoup((target / "search.html").read_text(encoding="utf-8"), "html.parser").select("nav.languages")
