@@ -25,6 +25,7 @@ import threading
 import time
 import types
 
+import chain
 import numpy as np
 import pytest
 
@@ -1033,3 +1034,58 @@ def test_a_device_that_is_not_there_is_said(chapter1, monkeypatch, device):
 def test_settings_survive_a_second_run_of_their_cell(chapter1):
     once = chapter1.check_parameters("quick", "0,1,2", "cpu", "some folder/ñ", "")
     assert chapter1.check_parameters(*once) == once and once[1] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("place, expected", [("repository", "data"), ("repository/notebooks", "../data"), ("elsewhere", "data"),
+                                             ("repository/notebooks/deeper", "data")])
+def test_a_notebook_opened_from_another_folder_finds_the_data_or_makes_its_own(chapter1, tmp_path, monkeypatch, place, expected):
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "repository" / "data").mkdir(parents=True)
+    (tmp_path / "repository" / "data" / "README.md").touch()
+    monkeypatch.chdir(tmp_path / place)
+    *_, data, results = chapter1.check_parameters("quick", "0", "cpu", "", "")
+    assert (str(data), str(results)) == (expected, f"{expected}/runs")
+
+
+# ---- the environment ------------------------------------------------------------------------------
+
+def open_chapter(data):
+    """Run the first cells of chapter 1, as a reader does who opens it."""
+    return chain.namespace(1, PRESET="smoke", DEVICE="cpu", DATA=data)
+
+
+@pytest.mark.parametrize("version", ["2.8.0", "2.8.1+cpu", "1.13.1", "2.0.0a0+git1"])
+def test_an_older_torch_is_told_so(chapter1, tmp_path, monkeypatch, version):
+    monkeypatch.setattr(chapter1.torch, "__version__", version)
+    with pytest.raises(RuntimeError, match="torch 2.9 or newer.*pip install -U torch"):
+        open_chapter(tmp_path)
+
+
+@pytest.mark.parametrize("version", ["2.9.0", "2.10.0+cu130", "3.0.0", "2.15.0.dev20261101"])
+def test_a_torch_that_is_new_enough_is_taken(chapter1, tmp_path, monkeypatch, version):
+    monkeypatch.setattr(chapter1.torch, "__version__", version)
+    assert open_chapter(tmp_path).PRESET == "smoke"
+
+
+def test_an_older_python_is_told_so_in_the_chapter(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "hexversion", 0x03090CF0)
+    with pytest.raises(RuntimeError, match="needs Python 3.10 or newer"):
+        open_chapter(tmp_path)
+
+
+def test_without_locks_the_folder_is_used_all_the_same(chapter1, tmp_path, monkeypatch):
+    monkeypatch.setattr(chapter1, "fcntl", None)  # Windows
+    with chapter1.one_at_a_time(tmp_path / "data"):
+        assert (tmp_path / "data").is_dir()
+
+
+def test_a_home_folder_that_cannot_be_written_is_not_needed(tmp_path):
+    home = tmp_path / "a file"
+    home.touch()
+    place = dict(os.environ, HOME=str(home), NOLABELS_DATA=str(tmp_path / "data"), NOLABELS_DEVICE="cpu")
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "MPLCONFIGDIR", "JUPYTER_RUNTIME_DIR"):
+        place.pop(name, None)
+    done = subprocess.run([sys.executable, chain.ROOT / "tools" / "run.py", "--here", "--preset", "smoke", "--chapters", "1"],
+                          env=place, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (tmp_path / "data" / "runs" / "01.json").is_file()

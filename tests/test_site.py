@@ -274,3 +274,29 @@ def test_a_second_language_gets_a_folder_a_switch_and_hreflang(series):
             "en": URL + page.removeprefix("es/"), "es": URL + "es/" + page.removeprefix("es/")}
         assert soup.html["lang"] != language
     assert not BeautifulSoup((target / "search.html").read_text(encoding="utf-8"), "html.parser").select("nav.languages")
+
+
+# ---- what stops it ------------------------------------------------------------------------------------
+
+@pytest.mark.fault
+@pytest.mark.parametrize("url", ["example.org/series", "ftp://example.org/", "https://", "https://a b/"])
+def test_half_an_address_is_refused(monkeypatch, url):
+    monkeypatch.setattr(build_site.sys, "argv", ["build_site.py", "--here", "--url", url])
+    with pytest.raises(Stop, match="whole address"):
+        build_site.main()
+
+
+@pytest.mark.fault
+def test_without_npm_it_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(build_site, "HERE", tmp_path)
+    monkeypatch.setattr(build_site.shutil, "which", lambda name: None)
+    with pytest.raises(Stop, match="install nodejs npm"):
+        build_site.node_packages()
+
+
+@pytest.mark.fault
+def test_an_npm_that_fails_is_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(build_site, "HERE", tmp_path)
+    monkeypatch.setattr(build_site.subprocess, "call", lambda *given, **more: 1)
+    with pytest.raises(Stop, match="npm could not install"):
+        build_site.node_packages()

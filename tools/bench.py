@@ -10,7 +10,8 @@ format, torchvision's transforms picture by picture in a DataLoader with the bet
 network, batch and size of views); the same without each of chapter 2's two speed tricks; the share of a step that
 augmentation takes; the floating-point operations a second of a step's forward and backward pass, as a share of what
 a large matrix product in the same precision reaches; pairs a second with 1 to all threads; seconds an epoch with
-12,500 to 50,000 pictures; pairs a second in float32 with the libraries held to AVX2, which most laptops have.
+12,500 to 50,000 pictures; pairs a second in float32, and in float32 with the libraries held to AVX2, which most
+laptops have.
 """
 
 import argparse
@@ -179,13 +180,13 @@ def measure(m, dataset, settings, rounds=3, count=20, image_counts=(12_500, 25_0
               "memory": ("ours", {"without": "memory"}), "few_pixels": ("ours", {"without": "few_pixels"}),
               **{f"plain, {workers} workers": ("plain", {"workers": workers}) for workers in (0, 2)},
               **{("threads", n): ("ours", {"threads": n}) for n in thread_counts},
-              **{("images", n): ("ours", {"pictures": n}) for n in image_counts}, "avx2": ("ours", {})}
+              **{("images", n): ("ours", {"pictures": n}) for n in image_counts}, "float32": ("ours", {}), "avx2": ("ours", {})}
     seen = {name: [] for name in wanted}
     for turn in range(rounds):
         print(f"round {turn + 1} of {rounds}", flush=True)
         for name, (way, more) in wanted.items():
-            given = (dict(settings, precision="float32"), count, more, AVX2) if name == "avx2" else (settings, count, more, {})
-            seen[name].append(measured(m, way, *given))
+            told = dict(settings, precision="float32") if name in ("float32", "avx2") else settings
+            seen[name].append(measured(m, way, told, count, more, AVX2 if name == "avx2" else {}))
     step = {name: statistics.median(value[0] if isinstance(value, list) else value for value in values)
             for name, values in seen.items()}
     plain_step = min(step[name] for name in step if str(name).startswith("plain"))
@@ -197,7 +198,7 @@ def measure(m, dataset, settings, rounds=3, count=20, image_counts=(12_500, 25_0
         "precision": settings["precision"], "rounds": rounds, "steps": count, "view_size": settings["sizes"][0],
         "batch": settings["batch"], "widths": settings["widths"],
         "pairs_per_second": {"ours": pairs / step["ours"], "plain": pairs / plain_step},
-        "avx2": {"pairs_per_second": pairs / step["avx2"], "times_slower": step["avx2"] / step["ours"]},
+        **{name: {"pairs_per_second": pairs / step[name], "times_slower": step[name] / step["ours"]} for name in ("float32", "avx2")},
         "speedup": plain_step / step["ours"],
         "tricks": {"memory": step["memory"] / step["ours"],
                    "few_pixels": {"step": step["few_pixels"] / step["ours"], "layer": step["last layer"]}},

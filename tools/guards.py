@@ -138,6 +138,10 @@ DATA = [
      'wrong_setting'),
     ("device's name", 'if kind not in ("cpu", "cuda", "mps"):', 'if False:', 'wrong_setting'),
     ('device is there', 'if kind not in ("cpu", fastest):', 'if False:', 'not_there'),
+    ('older Python', 'if sys.hexversion < 0x030A0000:', 'if False:', 'older_python'),
+    ('older torch', 'split(".")[:2]) < (2, 9):', 'split(".")[:2]) < (0, 0):', 'older_torch'),
+    ('data of the repository', 'if Path(folder, "README.md").is_file()', 'if False', 'another_folder'),
+    ('no locks on Windows', '        if fcntl:', '        if True:', 'without_locks'),
 ]
 LEARNING = [
     ('checkpoints run no code',
@@ -168,7 +172,7 @@ LEARNING = [
     ('optimizers are saved',
      '[] if finished else [optimizer.state_dict() for optimizer in state["optimizers"]]',
      '[]',
-     'killed'),
+     'interrupt'),
     ('other settings, other file', 'text = json.dumps(settings, sort_keys=True)', 'text = ""', 'other_settings'),
     ('other code, other file', 'text += ast.unparse(node)', 'pass', 'fingerprint'),
     ('frozen means frozen',
