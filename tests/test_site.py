@@ -104,8 +104,9 @@ def test_pictures_keep_their_place_while_they_load(browser, address):
     for image in page.query_selector_all("article img"):
         image.scroll_into_view_if_needed()
         page.wait_for_function("image => image.complete && image.naturalWidth", arg=image)
-        size = image.evaluate("i => [i.width, i.height, i.naturalWidth, i.naturalHeight, +i.getAttribute('width'), +i.getAttribute('height')]")
-        assert size[0] <= 390 and size[2:4] == size[4:6]
+        shown, natural, said = image.evaluate("""i => [[i.width, i.height], [i.naturalWidth, i.naturalHeight],
+                                                       ["width", "height"].map((side) => Number(i.getAttribute(side)))]""")
+        assert shown[0] <= 390 and said == natural
     page.close()
 
 
@@ -230,8 +231,8 @@ def series(tmp_path, monkeypatch):
             (place / "README.md").write_text("# Uno\n\nx\n\n## A\n\nx\n\n## B\n\nx\n\n## C\n\nx\n", encoding="utf-8")
         return tmp_path / "site"
     readme = tmp_path / "README.md"
-    readme.write_text("# Series\n\nWords.\n\n## Start\n\nx\n\n## Chapters\n\n[one](notebooks/01_raw_cifar10.ipynb), [data](data/README.md)\n\n"
-                      "## How\n\nx\n\n## Licence\n\nx\n", encoding="utf-8")
+    readme.write_text("# Series\n\nWords.\n\n## Start\n\nx\n\n## Chapters\n\n[one](notebooks/01_raw_cifar10.ipynb), "
+                      "[data](data/README.md)\n\n## How\n\nx\n\n## Licence\n\nx\n", encoding="utf-8")
     shutil.copy(chain.ROOT / "pyproject.toml", tmp_path)
     monkeypatch.setattr(chain, "ROOT", tmp_path)
     return make
@@ -267,7 +268,8 @@ def test_a_second_language_gets_a_folder_a_switch_and_hreflang(series):
     series(folder="es")
     target = series()
     build_site.build(target, URL)
-    for page, other, language in (("01_raw_cifar10.html", "es/01_raw_cifar10.html", "es"), ("es/index.html", "../index.html", "en")):
+    for page, other, language in (("01_raw_cifar10.html", "es/01_raw_cifar10.html", "es"),
+                                  ("es/index.html", "../index.html", "en")):
         soup = BeautifulSoup((target / page).read_text(encoding="utf-8"), "html.parser")
         assert soup.select_one("nav.languages a")["href"] == other and soup.select_one("nav.languages a")["hreflang"] == language
         assert {link["hreflang"]: link["href"] for link in soup.select("link[rel=alternate][hreflang]")} == {

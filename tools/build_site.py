@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import xml.etree.ElementTree as ElementTree
+from datetime import datetime, timezone
 from pathlib import Path
 
 import chain
@@ -148,8 +149,8 @@ def build(target, url=""):
     """
     node_packages()
     known = languages()
-    places = {code: "" if code == "en" else code for code in known}
-    pages = {code: [NAMES[code], places[code], [f"{path.stem}.html" for path in chain.chapter_paths(folder)] + ["index.html", "running.html"]]
+    places = {code: "" if code == "en" else f"{code}/" for code in known}
+    pages = {code: [NAMES[code], places[code], ["index.html", "running.html", *(f"{p.stem}.html" for p in chain.chapter_paths(folder))]]
              for code, folder in known.items()}
     url = url and url.rstrip("/") + "/"
     with tempfile.TemporaryDirectory() as work:
@@ -159,10 +160,10 @@ def build(target, url=""):
             source.mkdir(parents=True)
             prepare(folder, source)
             out = made / places[code]
-            place = dict(os.environ, SITE_URL=url and url + (places[code] and places[code] + "/"), SITE_ROOT=url, SITE_LANGUAGE=code,
+            place = dict(os.environ, SITE_URL=url and url + places[code], SITE_ROOT=url, SITE_LANGUAGE=code,
                          SITE_LANGUAGES=json.dumps(pages if len(known) > 1 else {}))
-            command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-c", HERE, "-d", Path(work, "trees", code),
-                       source, out]
+            command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-c", HERE,
+                       "-d", Path(work, "trees", code), source, out]
             if subprocess.call(list(map(str, command)), env=place):
                 raise Stop("Sphinx could not build the site; its lines above say why.")
             (out / ".buildinfo").unlink(missing_ok=True)
@@ -176,7 +177,7 @@ def build(target, url=""):
 def changed(path):
     """When a file was last changed, by git, else by the disk: "2026-01-31T12:00:00+00:00"."""
     found = subprocess.run(["git", "log", "-1", "--format=%cI", "--", str(path)], cwd=chain.ROOT, capture_output=True, text=True)
-    return found.stdout.strip() or subprocess.run(["date", "-Iseconds", "-r", str(path)], capture_output=True, text=True).stdout.strip()
+    return found.stdout.strip() or datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat(timespec="seconds")
 
 
 def feed(folder, url, target):
