@@ -45,8 +45,6 @@ def pretraining(steps, batch=256, sizes=(16, 16, 24), projector=(1024, 1024), we
 
 PRETRAINED, PRETRAINED_WIDE = "pretraining, 1,200 steps", "bfloat16, pretraining, last stage 384 wide"
 LATER = dict(WIDE, start=PRETRAINED_WIDE)
-CHAPTER_3 = "chapter 3, preset full, seed 0"
-RECORDED = dict(WIDE, start=CHAPTER_3)
 BATCH_512 = dict(WIDE, start="bfloat16, pretraining, last stage 384 wide, batch 512")
 TRIALS = {
     "bfloat16, pretraining": pretraining(1494, sizes=[24], precision="bfloat16"),
@@ -73,9 +71,6 @@ TRIALS = {
     "bfloat16, fine-tuned from batch 512, 1 %, crop, factor 0.3": fine_tuned(1, 100, "crop", [32], 0.04, 0.3, **BATCH_512),
     "bfloat16, fine-tuned from batch 512, 1 %, crop, factor 1": fine_tuned(1, 100, "crop", [32], 0.04, 1.0, **BATCH_512),
     "bfloat16, fine-tuned from batch 512, 10 %, crop": fine_tuned(10, 1200, "crop", [24, 32], 0.04, 1.0, adam_lr=0.002, **BATCH_512),
-    "bfloat16, fine-tuned from chapter 3, 10 %, view": fine_tuned(10, 1200, "view", [24, 32], 0.04, 1.0, adam_lr=0.002, **RECORDED),
-    "bfloat16, fine-tuned from chapter 3, 10 %, crop": fine_tuned(10, 1200, "crop", [24, 32], 0.04, 1.0, adam_lr=0.002, **RECORDED),
-    "bfloat16, fine-tuned from chapter 3, 1 %, crop": fine_tuned(1, 100, "crop", [32], 0.04, 0.3, **RECORDED),
     PRETRAINED: pretraining(1200),
     "pretraining, short": pretraining(440, sizes=(16, 24)),
     "pretraining, short, rate 0.08": pretraining(440, sizes=(16, 24), lr=0.08),
@@ -156,12 +151,8 @@ def file_name(name):
 
 
 def pretrained(m, images, name):
-    """The backbone of a pretraining trial, or chapter 3's own, and its history, trained or loaded."""
-    if name == CHAPTER_3:
-        settings = dict(m.pretraining_settings("full"), data=m.data_md5(m.STORE), precision=WIDE["precision"])
-        backbone, _, history = m.pretrain(images, settings, 0, "barlow-twins-full-seed0")
-    else:
-        backbone, _, history = m.pretrain(images, TRIALS[name], 0, file_name(name))
+    """The backbone of a pretraining trial and its history, trained or loaded."""
+    backbone, _, history = m.pretrain(images, TRIALS[name], 0, file_name(name))
     return backbone, history
 
 
