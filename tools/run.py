@@ -90,7 +90,7 @@ def requirements(dev=False):
 def missing(python, wanted):
     """What an environment lacks of the wanted packages, as a list of texts."""
     try:
-        probe = subprocess.run([python, "-c", PROBE] + wanted, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        probe = subprocess.run([python, "-c", PROBE] + wanted, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                universal_newlines=True)
     except OSError as fault:
         return ["a Python that starts: {}".format(fault)]
