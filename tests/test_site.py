@@ -21,7 +21,7 @@ pytestmark = needs_node
 page_by_page = pytest.mark.parametrize("name", PAGES)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The site, built for an address."""
     target = tmp_path_factory.mktemp("built") / "site"
@@ -29,13 +29,13 @@ def site(tmp_path_factory):
     return target
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def soups(site):
     """{page: its parsed HTML}."""
     return {name: BeautifulSoup((site / name).read_text(encoding="utf-8"), "html.parser") for name in build_site.pages_of(site)}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     """Headless Chromium."""
     if not CHROMIUM:
@@ -48,7 +48,7 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(site):
     """Where the site is served on loopback."""
     with build_site.served(site) as address:
