@@ -14,6 +14,7 @@ build needs no network. A build that fails leaves the old site as it was.
 import argparse
 import contextlib
 import functools
+import gzip
 import http.server
 import json
 import os
@@ -212,13 +213,25 @@ def feed(folder, url, target):
 # ---- looking at it --------------------------------------------------------------------------------
 
 @contextlib.contextmanager
-def served(folder, port=0):
-    """Serve a folder on loopback for a while; the address."""
-    class Quiet(http.server.SimpleHTTPRequestHandler):
+def served(folder, port=0, compress=False):
+    """Serve a folder on loopback for a while, with `compress` texts as small as web hosts send them; the address."""
+    class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), functools.partial(Quiet, directory=str(folder)))
+        def do_GET(self):
+            path = Path(self.translate_path(self.path))
+            path = path / "index.html" if path.is_dir() else path
+            if not compress or not path.is_file() or path.suffix not in (".html", ".css", ".js", ".svg", ".xml"):
+                return super().do_GET()
+            body = gzip.compress(path.read_bytes(), 6)
+            self.send_response(200)
+            for name, value in (("Content-Type", self.guess_type(str(path))), ("Content-Encoding", "gzip"), ("Content-Length", len(body))):
+                self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), functools.partial(Handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -240,7 +253,7 @@ def lighthouse(folder):
         raise Stop("Lighthouse needs Chromium: install it (on Debian and Ubuntu: sudo apt install chromium).")
     lowest = 100
     print(f"{'':34}{'performance':>12}{'accessibility':>15}{'best practices':>16}{'SEO':>6}")
-    with served(folder) as address:
+    with served(folder, compress=True) as address:
         for page in pages_of(folder):
             for form in ("mobile", "desktop"):
                 command = ["npx", "lighthouse", address + page, "--quiet", "--output=json", "--output-path=stdout",
