@@ -14,12 +14,10 @@ extensions = ["myst_nb", "sphinx_copybutton", "mend"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
-nb_number_source_lines = False
 nb_code_prompt_show = "Show the code of this cell ({type})"
 nb_code_prompt_hide = "Hide the code of this cell ({type})"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-myst_html_meta = {}
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 html_theme = "furo"

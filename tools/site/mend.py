@@ -101,8 +101,6 @@ def accessible(page):
             title = page.new_tag("h1")
             title.string = "Search"
             article.insert(0, title)
-    for link in page.select("a.muted-link[href*='pradyunsg.me'], a[href*='sphinx-doc.org']"):
-        link["rel"] = "noopener"
 
 
 def citations(page):
