@@ -135,6 +135,15 @@ def test_ids_are_unique(soups):
         assert len(ids) == len(set(ids)), (name, {i for i in ids if ids.count(i) > 1})
 
 
+def test_one_style_sheet_and_every_page_may_be_found(site, soups):
+    sheets = {link["href"] for soup in soups.values() for link in soup.select("link[rel=stylesheet]")}
+    assert sheets == {"_static/style.css"} and all(len(soup.select("link[rel=stylesheet]")) == 1 for soup in soups.values())
+    for font in re.findall(r"url\((katex/fonts/\S+?\.woff2)\)", (site / "_static" / "style.css").read_text(encoding="utf-8")):
+        assert (site / "_static" / font).is_file()
+    assert not any(soup.select("meta[name=robots]") for soup in soups.values())
+    assert all(soup.select_one("meta[name=description]")["content"] for soup in soups.values())
+
+
 def test_nothing_comes_from_another_host(site, soups):
     for soup in soups.values():
         loaded = soup.select("[src], link[rel=stylesheet], link[rel=preload], link[rel=icon], source, iframe")

@@ -252,7 +252,7 @@ def lighthouse(folder):
     if not chromium:
         raise Stop("Lighthouse needs Chromium: install it (on Debian and Ubuntu: sudo apt install chromium).")
     lowest = 100
-    print(f"{'':34}{'performance':>12}{'accessibility':>15}{'best practices':>16}{'SEO':>6}")
+    print(f"{'':36}{'performance':>12}{'accessibility':>15}{'best practices':>16}{'SEO':>6}")
     with served(folder, compress=True) as address:
         for page in pages_of(folder):
             for form in ("mobile", "desktop"):
@@ -265,7 +265,7 @@ def lighthouse(folder):
                 found = json.loads(done.stdout)["categories"]
                 scores = [round(100 * found[key]["score"]) for key in ("performance", "accessibility", "best-practices", "seo")]
                 lowest = min(lowest, *scores)
-                print(f"{page:26}{form:8}{scores[0]:12}{scores[1]:15}{scores[2]:16}{scores[3]:6}", flush=True)
+                print(f"{page:28}{form:8}{scores[0]:12}{scores[1]:15}{scores[2]:16}{scores[3]:6}", flush=True)
     return lowest >= 95
 
 

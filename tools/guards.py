@@ -1,6 +1,6 @@
 """Take each guard out of the chapters once and see that its rows fail: the proof that the fault tests can fail.
 
-    python3 tools/guards.py            every guard; takes about half an hour
+    python3 tools/guards.py            every guard; takes some ten minutes
     python3 tools/guards.py WORD ...   the guards with one of these words in their name
 
 A guard is a piece of a kept cell. It is replaced in memory, never on the disk, and the tests that its row names are

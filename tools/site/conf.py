@@ -14,8 +14,8 @@ extensions = ["myst_nb", "sphinx_copybutton", "mend"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
-nb_code_prompt_show = "Show the code of this cell ({type})"
-nb_code_prompt_hide = "Hide the code of this cell ({type})"
+nb_code_prompt_show = "Show the code of this cell"
+nb_code_prompt_hide = "Hide the code of this cell"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]

@@ -1,13 +1,15 @@
 """The site's local Sphinx extension: finishes the pages that MyST-NB and furo have built.
 
 Each page is read once more when everything is written: maths is rendered with KaTeX, pictures get their size, so that
-nothing moves while they load, what scrolls can be reached with the keyboard, labels say what is seen, and a paper that
-is cited links to its entry under References and back. A picture without a description fails the build.
+nothing moves while they load, what scrolls can be reached with the keyboard, labels say what is seen, a paper that is
+cited links to its entry under References and back, and the style sheets of theme and extensions become one file, so that
+a phone waits once. A picture without a description fails the build.
 """
 
 import html
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -33,7 +35,7 @@ process.stdin.on("data", (piece) => (given += piece)).on("end", () => {
 def setup(app):
     """Register the maths renderer and the second reading."""
     app.add_html_math_renderer("katex_later", (inline, None), (display, None))
-    app.connect("build-finished", finish)
+    app.connect("build-finished", finish, priority=900)  # after the theme has written its colours
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -63,20 +65,21 @@ def finish(app, exception):
         if app.config.html_baseurl:
             page.head.append(page.new_tag("link", rel="alternate", type="application/atom+xml", title=app.config.project, href="atom.xml"))
     render(pages, out)
+    one_style_sheet(pages, out)
     for path, page in pages.items():
         path.write_text(str(page), encoding="utf-8")
 
 
 def pictures(page, path):
     """Give every picture its width and height in pixels; raise ExtensionError where it has no description."""
-    for number, image in enumerate(page.select("article img")):
+    for image in page.select("article img"):
         if len(image.get("alt", "").split()) < 4:
             raise ExtensionError(f"{path.name}: {image['src']} has no alt text that says what it shows")
         head = (path.parent / image["src"]).read_bytes()[:24]
         if head[:8] != b"\x89PNG\r\n\x1a\n":
             raise ExtensionError(f"{path.name}: {image['src']} is not a PNG")
         image["width"], image["height"] = struct.unpack(">II", head[16:24])
-        if number:
+        if image.find_previous("h2"):  # not in sight when the page opens
             image["loading"] = "lazy"
         if image.parent.name == "a":  # a link from the picture to itself says nothing
             image.parent.unwrap()
@@ -101,6 +104,8 @@ def accessible(page):
             title = page.new_tag("h1")
             title.string = "Search"
             article.insert(0, title)
+    for robots in page.select("meta[name=robots]"):  # the search page may be found like the others, and says what it is
+        robots.attrs = {"name": "description", "content": "Search all chapters of the series."}
 
 
 def citations(page):
@@ -161,9 +166,25 @@ def render(pages, out):
             for font in FONTS:
                 page.head.append(page.new_tag("link", rel="preload", href=f"{static}/fonts/{font}.woff2", crossorigin="",
                                               **{"as": "font", "type": "font/woff2"}))
-            page.head.append(page.new_tag("link", rel="stylesheet", href=f"{static}/katex.min.css"))
     target = out / "_static" / "katex"
     (target / "fonts").mkdir(parents=True, exist_ok=True)
-    shutil.copy(KATEX / "katex.min.css", target)
     for font in (KATEX / "fonts").glob("*.woff2"):
         shutil.copy(font, target / "fonts")
+
+
+def one_style_sheet(pages, out):
+    """Join the style sheets of all pages, and KaTeX's, into _static/style.css; what it is made of is removed."""
+    sheets = {}
+    for path, page in pages.items():
+        links = page.select('link[rel="stylesheet"]')
+        for link in links:
+            sheet = (path.parent / link["href"].partition("?")[0]).resolve()
+            sheets[sheet] = re.sub(r"/\*# sourceMappingURL=.*?\*/", "", sheet.read_text(encoding="utf-8"))
+        links[0].replace_with(page.new_tag("link", rel="stylesheet", href=os.path.relpath(out / "_static" / "style.css", path.parent)))
+        for link in links[1:]:
+            link.decompose()
+    katex = (KATEX / "katex.min.css").read_text(encoding="utf-8").replace("url(fonts/", "url(katex/fonts/")
+    text = "\n".join([*sheets.values(), katex])
+    for sheet in [*sheets, *(out / "_static").rglob("*.map")]:
+        sheet.unlink()
+    (out / "_static" / "style.css").write_text(text, encoding="utf-8")
