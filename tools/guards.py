@@ -1,15 +1,21 @@
-"""Take each guard out of the chapters once and see that its rows fail: the proof that the fault tests can fail.
+"""Take each guard out of chapters and tools once and see that its rows fail: the proof that the fault tests can fail.
 
-    python3 tools/guards.py            every guard; takes some ten minutes
+    python3 tools/guards.py            every guard; takes about twenty minutes
     python3 tools/guards.py WORD ...   the guards with one of these words in their name
 
-A guard is a piece of a kept cell. It is replaced in memory, never on the disk, and the tests that its row names are
-run. A guard whose rows all pass without it is reported as unproved, and the exit code says so.
+A guard is a piece of a kept cell, which is replaced in memory, or of a tool, which is replaced in a copy of the
+repository; the tests that its row names are run. A guard whose rows all pass without it is reported as unproved, and
+the exit code says so.
 """
 
 import contextlib
 import io
+import re
+import shutil
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import chain
 import pytest
@@ -183,6 +189,79 @@ LEARNING = [
 ]
 
 
+# the same for guards of the tools, with the tool's file behind the name
+TOOLS = [
+    ('a notebook that is not there', 'chain.py',
+     'except FileNotFoundError:\n        raise Stop', 'except ZeroDivisionError:\n        raise Stop', 'not_there_is_named'),
+    ('a broken notebook', 'chain.py',
+     'except (ValueError, TypeError) as fault:\n        raise Stop(f"{path.name} is not a whole',
+     'except ZeroDivisionError as fault:\n        raise Stop(f"{path.name} is not a whole', 'broken_notebook'),
+    ('a cell without id or kind', 'chain.py', 'except KeyError as fault:', 'except ZeroDivisionError as fault:', 'broken_notebook'),
+    ('two cells of one id', 'chain.py', 'if twice:', 'if False:', 'broken_notebook'),
+    ('a cell that is no Python', 'chain.py', 'if kind == "code":', 'if False:', 'broken_notebook'),
+    ('one opening cell of each kind', 'chain.py',
+     'if len(cells) != 1 or cells[0]["cell_type"] != "code":', 'if False:', 'opening_cells'),
+    ('a name defined twice', 'chain.py', 'if name in home:', 'if False:', 'two_kept_cells'),
+    ('code changed while it ran', 'chain.py', 'if code_hash(fresh) != code_hash(nb):', 'if False:', 'changed_during'),
+    ('a faulty run is not recorded', 'chain.py',
+     'if faults or not (SITTING / f"{name}.json").exists():', 'if False:', 'must_not_be_recorded'),
+    ('private paths and names', 'chain.py', 'for found in private("\\n".join(shown))]', 'for found in []]', 'must_not_be_recorded'),
+    ('no complaints on stderr', 'chain.py', 'if output.get("name") == "stderr":', 'if False:', 'must_not_be_recorded'),
+    ('pictures have an alt text', 'chain.py', 'if "image/png" in data and not output', 'if False and not output', 'must_not_be_recorded'),
+    ('a recap edited by hand', 'chain.py', 'source(the_cell(path, nb, "recap")) != recap(path)', 'False', 'spoiled'),
+    ('recorded figures edited by hand', 'chain.py', 'if source(the_cell(path, nb, "recorded")) != recorded(path):', 'if False:', 'spoiled'),
+    ('one parameter cell for all', 'chain.py', 'if len(parameters) > 1:', 'if False:', 'spoiled'),
+    ('code that is not the recorded one', 'chain.py', 'series.get("code_hash") != code_hash(nb):', 'False:', 'spoiled'),
+    ('a number that was not measured', 'chain.py', 'elif new != found[2]:', 'elif False:', 'spoiled'),
+    ('a marker that is not closed', 'chain.py', 'if text.count("<!--=") != len(MARKER.findall(text)):', 'if False:', 'spoiled'),
+    ('a marker that would show', 'chain.py', 'if (fenced or re.match', 'if False and (fenced or re.match', 'spoiled'),
+    ('a path that results do not have', 'chain.py', 'except (KeyError, IndexError, TypeError, ValueError):',
+     'except ZeroDivisionError:', 'spoiled'),
+    ('results: every key', 'chain.py', 'if not isinstance(found.get(key), kind)]', 'if False]', 'does_not_fit_in_a_results'),
+    ('results: chapter and preset', 'chain.py',
+     'if found["chapter"] != name or found["preset"] != preset:', 'if False:', 'does_not_fit_in_a_results'),
+    ('results: agreed rows', 'chain.py', 'if not ROWS.fullmatch(row) or not', 'if False and not', 'does_not_fit_in_a_results'),
+    ('results: the mean is one', 'chain.py',
+     'abs(cell.get("mean", -1) - statistics.mean(values)) > 0.01', 'False', 'does_not_fit_in_a_results'),
+    ('results: the deviation is one', 'chain.py',
+     'abs(cell.get("std", -1) - (statistics.stdev(values) if len(values) > 1 else 0)) > 0.01', 'False', 'does_not_fit_in_a_results'),
+    ('results: damaged', 'chain.py', 'except ValueError as fault:\n        raise Stop(f"data/results',
+     'except ZeroDivisionError as fault:\n        raise Stop(f"data/results', 'damaged_results'),
+    ('networks that nobody names', 'chain.py', 'for file in sorted(there ^ published_backbones())]', 'for file in []]', 'published_lent'),
+    ('notebooks stay small', 'chain.py', 'if path.stat().st_size > 1e6:', 'if False:', 'too_big'),
+    ('an address of another form', 'chain.py', 'if url and not re.fullmatch', 'if False and not re.fullmatch', 'another_form'),
+    ('older Python', 'run.py', 'if sys.version_info < (3, 10):\n            raise', 'if False:\n            raise', 'older_python_is_told'),
+    ('no half environment', 'run.py', 'except BaseException:\n        shutil.rmtree(VENV, ignore_errors=True)\n',
+     'except BaseException:\n', 'interrupted_installation or did_not_help'),
+    ('a killed installation', 'run.py', 'if os.path.exists(VENV) and not os.path.exists(UNFINISHED):', 'if os.path.exists(VENV):',
+     'killed_installation'),
+    ("venv's parts", 'run.py', 'if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:',
+     'if False:', 'venv_s_parts'),
+    ('pip that fails', 'run.py', '"--disable-pip-version-check"] + list(arguments)):',
+     '"--disable-pip-version-check"] + list(arguments)) and False:', 'failing_pip'),
+    ('--here says what is missing', 'run.py', 'if lacks:\n            raise Stop("This environment',
+     'if False:\n            raise Stop("This environment', 'here_says'),
+    ('a .venv that is none', 'run.py', 'if lacks:\n            raise Stop(".venv is there',
+     'if False:\n            raise Stop(".venv is there', 'that_is_none'),
+    ('packages that do not import', 'run.py', 'print("packages that import:", fault)', 'pass', 'does_not_import'),
+    ('write beside, then rename', 'run.py', 'part = "{}.part".format(path)', 'part = str(path)', 'cut_write'),
+    ('Ctrl-C is no traceback', 'run.py', 'except KeyboardInterrupt:\n        print', 'except ZeroDivisionError:\n        print',
+     'ctrl_c_in_a_tool'),
+    ('a kernel ended from outside', 'run.py', 'except DeadKernelError:', 'except ZeroDivisionError:', 'must_not_be_recorded'),
+    ('the kernel is our own', 'run.py', 'KernelSpecManager(kernel_dirs=[])', 'KernelSpecManager()', 'kernel_is_this'),
+    ('chapters that there are', 'run.py', 'if chapter not in there:', 'if False:', 'bad_arguments'),
+    ('lists of numbers', 'run.py', 'if text and not re.fullmatch', 'if False and not re.fullmatch', 'bad_arguments'),
+]
+SITE = [
+    ('a picture without description', 'build_site.py', 'if not alt:', 'if False:', 'without_description'),
+    ('half an address', 'build_site.py', 'if given.url and not re.fullmatch', 'if False and not re.fullmatch', 'half_an_address'),
+    ('no npm', 'build_site.py', 'if not shutil.which("npm"):', 'if False:', 'without_npm'),
+    ('npm fails', 'build_site.py', 'PUPPETEER_SKIP_DOWNLOAD="1")):', 'PUPPETEER_SKIP_DOWNLOAD="1")) and False:', 'npm_that_fails'),
+    ('the old site stays', 'build_site.py', 'with tempfile.TemporaryDirectory() as work:\n',
+     'shutil.rmtree(target, ignore_errors=True)\n    with tempfile.TemporaryDirectory() as work:\n', 'a_mistake_fails'),
+]
+
+
 class Count:
     """A pytest plugin that counts."""
 
@@ -212,20 +291,40 @@ def without(old, new, tests, words):
                          "--rootdir", str(chain.ROOT), str(chain.ROOT / "tests" / tests), "-k", words], plugins=[count])
     finally:
         chain.source = source
-    return len(found), count
+    return len(found), count.failed
+
+
+def without_in_tool(file, old, new, tests, words):
+    """The same for a guard of tools/FILE, with a copy of the repository and a Python of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("tools", "tests", "notebooks", "data/results"):
+            shutil.copytree(chain.ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
+        for part in ("pyproject.toml", "requirements.txt", "README.md"):
+            shutil.copy(chain.ROOT / part, folder)
+        path = Path(folder, "tools", file)
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(old, new), encoding="utf-8")
+        done = subprocess.run([sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", f"tests/{tests}", "-k", words],
+                              cwd=folder, capture_output=True, text=True)
+    failed = re.search(r"(\d+) failed", done.stdout)
+    return text.count(old), int(failed[1]) if failed else int(done.returncode == 2)  # 2: a Ctrl-C that nobody took
 
 
 def main(words):
     """Print a row for each guard; return how many are unproved."""
     unproved = 0
-    for tests, guards in (("test_fault_data.py", DATA), ("test_learning.py", LEARNING)):
-        for name, old, new, which in guards:
+    for take_out, tests, guards in ((without, "test_fault_data.py", DATA), (without, "test_learning.py", LEARNING),
+                                    (without_in_tool, "test_tools.py", TOOLS), (without_in_tool, "test_site.py", SITE)):
+        if take_out is without_in_tool and not words:  # a control: in an untouched copy the same tests must pass
+            _, failed = take_out(guards[0][1], "", "", tests, " or ".join({guard[-1] for guard in guards}))
+            unproved += failed
+            print(f"control   the tests of {tests} with every guard in place: {failed} rows fail", flush=True)
+        for name, *place, which in guards:
             if words and not any(word in name for word in words):
                 continue
-            found, count = without(old, new, tests, which)
-            proved = found and count.failed
-            unproved += not proved
-            print(f"{'proved  ' if proved else 'UNPROVED'}  {name}: {count.failed} rows fail without it"
+            found, failed = take_out(*place, tests, which)
+            unproved += not (found and failed)
+            print(f"{'proved  ' if found and failed else 'UNPROVED'}  {name}: {failed} rows fail without it"
                   + ("" if found else "; its code was not found"), flush=True)
     return unproved
 
