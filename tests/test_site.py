@@ -110,6 +110,17 @@ def test_pictures_keep_their_place_while_they_load(browser, address):
     page.close()
 
 
+def test_print_leaves_out_what_only_a_screen_needs_and_shows_the_answers(browser, address):
+    page = browser.new_page()
+    page.goto(address + CHAPTERS[2], wait_until="networkidle")
+    page.emulate_media(media="print")
+    for place in (".skip-to-content", ".sidebar-drawer", ".toc-drawer", ".copybtn", ".headerlink", "div.cell details.hide"):
+        assert page.query_selector(place) and not any(node.is_visible() for node in page.query_selector_all(place)), place
+    answer = page.query_selector("details:not(.hide) p")
+    assert answer.evaluate("node => node.getBoundingClientRect().height") > 0
+    page.close()
+
+
 # ---- as files ---------------------------------------------------------------------------------------
 
 def test_the_pages_are_there_and_nothing_else(site, soups):
