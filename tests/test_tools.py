@@ -156,6 +156,8 @@ def test_names_are_those_that_python_sees():
     defined, used = chain.names(text)
     assert {"c", "d", "x", "g", "H"} <= defined and not {"y", "s", "p"} & (defined | used)
     assert {"f", "z", "r", "t", "I", "k"} <= used
+    defined, used = chain.names("[y for y in a]\n{b(u): [v for v in u] for u in c}\n{w for w in d if w}")
+    assert not defined and {"a", "b", "c", "d"} <= used and not {"u", "v", "w", "y"} & used
 
 
 def test_code_hash_sees_code_and_neither_comments_nor_docstrings_nor_layout(series):

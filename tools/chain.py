@@ -120,6 +120,17 @@ def kept_cells(nb):
 
 # ---- one source for each line of code -------------------------------------------------------------
 
+class Generators(ast.NodeTransformer):
+    """Makes generators of comprehensions: since Python 3.12 a comprehension's own names look like its surroundings'."""
+
+    def visit_ListComp(self, node):
+        self.generic_visit(node)
+        return ast.GeneratorExp(ast.Tuple([node.key, node.value], ast.Load()) if isinstance(node, ast.DictComp) else node.elt,
+                                node.generators)
+
+    visit_SetComp = visit_DictComp = visit_ListComp
+
+
 def names(text):
     """(defined, used): the global names that a piece of code binds at its top level and reads anywhere."""
     defined, used = set(), set()
@@ -133,7 +144,8 @@ def names(text):
         for child in table.get_children():
             visit(child, False)
 
-    visit(symtable.symtable(text, "cell", "exec"), True)
+    tree = ast.fix_missing_locations(Generators().visit(ast.parse(text)))
+    visit(symtable.symtable(ast.unparse(tree), "cell", "exec"), True)
     return defined, used
 
 
