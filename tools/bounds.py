@@ -3,6 +3,7 @@
     python3 tools/bounds.py                  both ends; downloads about 6 GB and takes as long as the tests do, twice
     python3 tools/bounds.py oldest           the lower bounds alone: torch==2.9.*, numpy==1.26.*, ...
     python3 tools/bounds.py newest -m fault  what follows goes to pytest
+    python3.13 tools/bounds.py newest        with another Python: the environment is of the one this is started from
 
 Ends with a table of the versions that were tried and of how the tests came out.
 """
