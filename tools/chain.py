@@ -125,10 +125,13 @@ class Generators(ast.NodeTransformer):
 
     def visit_ListComp(self, node):
         self.generic_visit(node)
-        return ast.GeneratorExp(ast.Tuple([node.key, node.value], ast.Load()) if isinstance(node, ast.DictComp) else node.elt,
-                                node.generators)
+        return ast.GeneratorExp(node.elt, node.generators)
 
-    visit_SetComp = visit_DictComp = visit_ListComp
+    def visit_DictComp(self, node):
+        self.generic_visit(node)
+        return ast.GeneratorExp(ast.Tuple([node.key, node.value], ast.Load()), node.generators)
+
+    visit_SetComp = visit_ListComp
 
 
 def names(text):
@@ -144,8 +147,8 @@ def names(text):
         for child in table.get_children():
             visit(child, False)
 
-    tree = ast.fix_missing_locations(Generators().visit(ast.parse(text)))
-    visit(symtable.symtable(ast.unparse(tree), "cell", "exec"), True)
+    text = ast.unparse(Generators().visit(ast.parse(text)))
+    visit(symtable.symtable(text, "cell", "exec"), True)
     return defined, used
 
 

@@ -45,13 +45,13 @@ def pretraining(steps, batch=256, sizes=(16, 16, 24), projector=(1024, 1024), we
 
 PRETRAINED, PRETRAINED_WIDE = "pretraining, 1,200 steps", "bfloat16, pretraining, last stage 384 wide"
 LATER = dict(WIDE, start=PRETRAINED_WIDE)
+BATCH_128 = "bfloat16, pretraining, last stage 384 wide, batch 128"
 BATCH_512 = dict(WIDE, start="bfloat16, pretraining, last stage 384 wide, batch 512")
 TRIALS = {
     "bfloat16, pretraining": pretraining(1494, sizes=[24], precision="bfloat16"),
     PRETRAINED_WIDE: pretraining(1134, sizes=[24], **WIDE),
     BATCH_512["start"]: pretraining(567, 512, sizes=[24], **WIDE),
-    "bfloat16, pretraining, last stage 384 wide, batch 128": pretraining(2268, 128, sizes=[24], **WIDE),
-    "bfloat16, pretraining, last stage 384 wide, rate 0.02": pretraining(1134, sizes=[24], lr=0.02, **WIDE),
+    BATCH_128: pretraining(2268, 128, sizes=[24], **WIDE),
     "bfloat16, pretraining, Muon for the projector too": pretraining(1237, sizes=[24], precision="bfloat16", optimizer="all muon"),
     "bfloat16, 1 %, view": supervised(1, 713, augment="view", **WIDE),
     "bfloat16, 1 %, view, 24 and 32 pixels": supervised(1, 586, augment="view", sizes=[24, 32], **WIDE),
@@ -193,7 +193,7 @@ def facts(trials, known):
             "crop_1": reached.get("1 %, crop"), "view_1": reached.get("1 %, view"),
             "crop_10": reached.get("bfloat16, 10 %, crop"), "view_10": reached.get("bfloat16, 10 %, view"),
             "narrow": reached.get("bfloat16, pretraining"), "wide": reached.get(PRETRAINED_WIDE),
-            "batch_128": reached.get(PRETRAINED_WIDE + ", batch 128"), "batch_512": reached.get(BATCH_512["start"]),
+            "batch_128": reached.get(BATCH_128), "batch_512": reached.get(BATCH_512["start"]),
             "all_muon": reached.get("bfloat16, pretraining, Muon for the projector too"),
             "muon": reached.get("bfloat16, 100 %"), "sgd": max((value for name, value in reached.items() if "SGD" in name), default=None)}
 

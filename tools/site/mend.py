@@ -60,6 +60,7 @@ def finish(app, exception):
     for path, page in pages.items():
         pictures(page, path)
         accessible(page)
+        search_page(page)
         citations(page)
         languages(page, path.relative_to(out))
         if app.config.html_baseurl:
@@ -99,12 +100,16 @@ def accessible(page):
             cell.name = "td"
     for summary in page.select("summary"):
         del summary["aria-label"]
+
+
+def search_page(page):
+    """Sphinx's search page says what it is and may be found, like the others."""
     for article in page.select("article"):
         if not page.select("h1"):
             title = page.new_tag("h1")
             title.string = "Search"
             article.insert(0, title)
-    for robots in page.select("meta[name=robots]"):  # the search page may be found like the others, and says what it is
+    for robots in page.select("meta[name=robots]"):
         robots.attrs = {"name": "description", "content": "Search all chapters of the series."}
 
 
@@ -174,17 +179,16 @@ def render(pages, out):
 
 def one_style_sheet(pages, out):
     """Join the style sheets of all pages, and KaTeX's, into _static/style.css; what it is made of is removed."""
-    sheets = {}
+    sheets = {}  # in the order in which pages ask for them
     for path, page in pages.items():
         links = page.select('link[rel="stylesheet"]')
-        for link in links:
-            sheet = (path.parent / link["href"].partition("?")[0]).resolve()
-            sheets[sheet] = re.sub(r"/\*# sourceMappingURL=.*?\*/", "", sheet.read_text(encoding="utf-8"))
+        sheets.update(dict.fromkeys((path.parent / link["href"].partition("?")[0]).resolve() for link in links))
         links[0].replace_with(page.new_tag("link", rel="stylesheet", href=os.path.relpath(out / "_static" / "style.css", path.parent)))
         for link in links[1:]:
             link.decompose()
     katex = (KATEX / "katex.min.css").read_text(encoding="utf-8").replace("url(fonts/", "url(katex/fonts/")
-    text = "\n".join([*sheets.values(), katex])
+    text = "\n".join([*(sheet.read_text(encoding="utf-8") for sheet in sheets), katex])
     for sheet in [*sheets, *(out / "_static").rglob("*.map")]:
         sheet.unlink()
+    text = re.sub(r"/\*# sourceMappingURL=.*?\*/", "", text)
     (out / "_static" / "style.css").write_text(text, encoding="utf-8")
