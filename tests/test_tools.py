@@ -674,7 +674,7 @@ def test_a_torch_that_does_not_import_is_missing(tmp_path, monkeypatch):
 
 # ---- the benchmark --------------------------------------------------------------------------------
 
-SMALL = dict(batch=16, projector=[8, 8], widths=[8, 16], sizes=[16], precision="float32", data="bench", weight=0.05, lr=0.02,
+SMALL = dict(batch=16, projector=[8, 8], widths=[8, 16], sizes=[16, 16], precision="float32", data="bench", weight=0.05, lr=0.02,
              adam_lr=0.002, weight_decay=0.01)
 
 
@@ -707,7 +707,7 @@ def test_the_benchmark_counts_a_step_s_operations(chapter3):
     images = chapter3.load_split(chapter3.get_cifar10(), train=True)[0]
     # forward, in multiply-adds a view of 16 x 16: stem, two blocks with the shortcut, projector; backward costs twice
     # that, but the stem needs no gradient of its input; the loss is one product of (8, 16) and (16, 8), thrice
-    stem, rest = 8 * 27 * 64, 2 * 8 * 72 * 64 + (16 * 72 + 16 * 144 + 16 * 8) * 16 + 16 * 8 + 8 * 8
+    stem, rest = 8 * 27 * 64, 2 * 8 * 72 * 64 + (16 * 72 + 16 * 144 + 16 * 8) * 16 + 48 * 8 + 8 * 8
     assert bench.operations(chapter3, images, SMALL) == 2 * (32 * (2 * stem + 3 * rest) + 3 * 8 * 8 * 16)
 
 

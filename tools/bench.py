@@ -7,7 +7,7 @@ Every figure is the median over rounds. In a round all of them are measured in t
 that none profits from what another has set:
 pairs of views a second of chapter 3's training step, against the plain way (float32, PyTorch's default memory
 format, torchvision's transforms picture by picture in a DataLoader with the better of 0 and 2 workers, AdamW; same
-network, batch and size of views); the same without each of chapter 2's two speed tricks; the share of a step that
+network, batch and sizes of views); the same without each of chapter 2's two speed tricks; the share of a step that
 augmentation takes; the floating-point operations a second of a step's forward and backward pass, as a share of what
 a large matrix product in the same precision reaches; pairs a second with 1 to all threads; seconds an epoch with
 12,500 to 50,000 pictures; pairs a second in float32, and in float32 with the libraries held to AVX2, which most
@@ -99,11 +99,12 @@ def plain_convolutions(m, module):
 def plain(m, dataset, settings, count, workers):
     """Seconds a step of the plain way."""
     from torchvision.transforms import v2
-    transform = v2.Compose([
-        v2.RandomResizedCrop(settings["sizes"][0], scale=(0.2, 1.0), antialias=False), v2.RandomHorizontalFlip(),
+    transforms = [v2.Compose([
+        v2.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=False), v2.RandomHorizontalFlip(),
         v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8), v2.RandomGrayscale(p=0.2),
         v2.ToDtype(m.torch.float32, scale=True), v2.Normalize(m.MEAN.flatten().tolist(), m.STD.flatten().tolist())])
-    dataset.transform = lambda image: (transform(image), transform(image))
+        for size in settings["sizes"]]
+    dataset.transform = lambda image: [transform(image) for transform in transforms]
     loader = m.torch.utils.data.DataLoader(dataset, settings["batch"], shuffle=True, drop_last=True, num_workers=workers,
                                            multiprocessing_context="fork" if workers else None)
     backbone = plain_convolutions(m, m.Backbone(settings["widths"])).to(m.DEVICE)
@@ -141,8 +142,8 @@ def peak(m, dataset, settings, count, side=4096):
 def last_layer(m, dataset, settings, count):
     """Seconds for the gradient of the last layer's filters, as PyTorch does it over as chapter 2 does it."""
     m.keep_freed_memory()
-    wide, side = settings["widths"][-1], math.ceil(settings["sizes"][-1] / 2 ** len(settings["widths"]))
-    x = m.torch.randn(2 * settings["batch"], wide, side, side, device=m.DEVICE, dtype=getattr(m.torch, settings["precision"]))
+    wide, side = settings["widths"][-1], math.ceil(settings["sizes"][0] / 2 ** len(settings["widths"]))
+    x = m.torch.randn(settings["batch"], wide, side, side, device=m.DEVICE, dtype=getattr(m.torch, settings["precision"]))
     x = x.contiguous(memory_format=m.torch.channels_last)
     filters = m.torch.randn(wide, wide, 3, 3, dtype=x.dtype, device=x.device).contiguous(memory_format=m.torch.channels_last)
     filters.requires_grad_()
@@ -173,7 +174,7 @@ def measured(m, way, settings, count, more, place):
 
 
 def measure(m, dataset, settings, rounds=3, count=20, image_counts=(12_500, 25_000, 50_000)):
-    """All figures, as bench.json holds them. settings: chapter 3's, with "precision" and one size of views."""
+    """All figures, as bench.json holds them. settings: chapter 3's, with "precision"."""
     pairs, everything = settings["batch"], m.torch.get_num_threads()
     thread_counts = sorted({1, everything, *(2 ** n for n in range(10) if 2 ** n < everything)})
     wanted = {"ours": ("ours", {}), "peak": ("peak", {}), "last layer": ("last_layer", {}),
@@ -195,7 +196,7 @@ def measure(m, dataset, settings, rounds=3, count=20, image_counts=(12_500, 25_0
         "hardware": m.hardware(),
         "versions": {"python": platform.python_version(), "torch": m.torch.__version__,
                      "torchvision": m.torchvision.__version__},
-        "precision": settings["precision"], "rounds": rounds, "steps": count, "view_size": settings["sizes"][0],
+        "precision": settings["precision"], "rounds": rounds, "steps": count, "view_sizes": settings["sizes"],
         "batch": settings["batch"], "widths": settings["widths"],
         "pairs_per_second": {"ours": pairs / step["ours"], "plain": pairs / plain_step},
         **{name: {"pairs_per_second": pairs / step[name], "times_slower": step[name] / step["ours"]} for name in ("float32", "avx2")},
@@ -225,7 +226,7 @@ def main():
     m = namespace(3, PRESET="full")
     dataset = m.CIFAR10(m.get_cifar10(), train=True)
     settings = m.pretraining_settings("full")
-    settings.update(data="bench", sizes=settings["sizes"][-1:])
+    settings["data"] = "bench"
     some = m.random_view(dataset.images[:64].to(m.DEVICE), m.seeded(0), settings["sizes"][0])
     settings["precision"] = str(m.fastest_precision(m.make_classifier(0, settings["widths"]), some)[0]).removeprefix("torch.")
     figures = measure(m, dataset, settings, given.rounds, given.steps)
