@@ -92,6 +92,27 @@ def test_convolution_is_torchs(m):
     assert torch.allclose(conv(x), expected, atol=1e-6)
 
 
+def test_features_are_mean_and_root_mean_square_of_each_block(m):
+    backbone, seen = m.Backbone([8, 16]).eval(), []
+    for block in backbone.blocks:
+        block.register_forward_hook(lambda module, given, out: seen.append(out.detach().double().flatten(2).numpy()))
+    features = backbone(torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    expected = np.concatenate([part for x in seen for part in (x.mean(2), np.sqrt((x ** 2).mean(2)))], axis=1)
+    assert features.shape == (3, backbone.features) and [x.shape[2] for x in seen] == [256, 64]
+    np.testing.assert_allclose(features.detach().numpy(), expected, rtol=1e-3, atol=4e-3)  # 1e-5 stands under the root
+
+
+def test_a_channel_that_is_dead_has_a_gradient_without_nan(m):
+    backbone = m.Backbone([8, 16])
+    with torch.no_grad():
+        backbone.blocks[1].norm2.bias.fill_(-100)
+        backbone.blocks[1].shortcut[2].weight.zero_()
+    features = backbone(torch.randn(4, 3, 16, 16))
+    assert (features[:, -32:-16] == 0).all()
+    features.sum().backward()
+    assert all(p.grad.isfinite().all() for p in backbone.parameters())
+
+
 @pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (1, 2)])
 def test_the_gradient_for_few_pixels_is_the_convolution_s(m, kernel, stride):
     random = torch.Generator().manual_seed(0)

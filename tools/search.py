@@ -6,7 +6,9 @@
 
 A trial trains with seed 0 on the 45,000 training pictures and is judged on the 5,000 validation pictures; the
 test pictures are never read. What it reached is written to data/results/search.json, the table that the chapters
-cite, and stays there whether it was good or bad. Run it with the environment that tools/run.py makes.
+cite, and stays there whether it was good or bad. Under "earlier" stand the trials of an earlier backbone, whose
+features were the means of its last block alone; under "explored" those that this file cannot repeat, each with a
+sentence that says what it was. Run it with the environment that tools/run.py makes.
 """
 
 import argparse
@@ -18,82 +20,33 @@ from chain import RESULTS, namespace
 from run import write_text
 
 TABLE = RESULTS / "search.json"
-SIZES = [16, 16, 24, 24, 32]  # the sides of the pictures, an equal share of the steps each
 
 
-PLAIN = {"widths": [64, 128, 256], "precision": "float32"}  # on a processor with AVX2
-WIDE = {"widths": [64, 128, 384], "precision": "bfloat16"}  # on one that multiplies in bfloat16
-
-
-def supervised(percent, steps, batch=128, lr=0.04, augment="crop", sizes=SIZES, **more):
+def supervised(percent, steps, augment="crop", sizes=(32,), batch=128, lr=0.04, **more):
     """A supervised training with `percent` % of the labels."""
     return dict(kind="supervised", percent=percent, steps=steps, batch=batch, lr=lr, weight_decay=0.01,
-                **{"adam_lr": 0.005, **PLAIN, **more}, augment=augment, sizes=sizes)
+                **{"adam_lr": 0.005, **more}, augment=augment, sizes=list(sizes), widths=[64, 128, 384])
 
 
-def fine_tuned(percent, steps, augment, sizes, lr, backbone_lr, adam_lr=0.001, **more):
-    """A training that starts from a pretrained backbone and the linear probe on it."""
-    return supervised(percent, steps, lr=lr, augment=augment, sizes=sizes, backbone_lr=backbone_lr, adam_lr=adam_lr,
-                      **{"start": PRETRAINED, **more})
+def fine_tuned(percent, steps, augment="crop", sizes=(24, 32), backbone_lr=1.0, **more):
+    """A training that starts from chapter 3's backbone, preset `full`, seed 0, and from the linear probe on it."""
+    return supervised(percent, steps, augment, sizes, backbone_lr=backbone_lr, **more)
 
 
-def pretraining(steps, batch=256, sizes=(16, 16, 24), projector=(1024, 1024), weight=0.0078, lr=0.04, adam_lr=0.002, **more):
-    """A Barlow Twins pretraining, judged by k-NN and by linear probes."""
-    return dict(kind="pretraining", steps=steps, batch=batch, sizes=list(sizes), projector=list(projector),
-                weight=weight, lr=lr, adam_lr=adam_lr, weight_decay=0.01, **{**PLAIN, **more})
+def pretraining(steps, **more):
+    """A Barlow Twins pretraining with chapter 3's settings where `more` names no others, judged by k-NN and by linear probes."""
+    return dict(kind="pretraining", steps=steps, **more)
 
 
-PRETRAINED, PRETRAINED_WIDE = "pretraining, 1,200 steps", "bfloat16, pretraining, last stage 384 wide"
-LATER = dict(WIDE, start=PRETRAINED_WIDE)
-BATCH_128 = "bfloat16, pretraining, last stage 384 wide, batch 128"
-BATCH_512 = dict(WIDE, start="bfloat16, pretraining, last stage 384 wide, batch 512")
 TRIALS = {
-    "bfloat16, pretraining": pretraining(1494, sizes=[24], precision="bfloat16"),
-    PRETRAINED_WIDE: pretraining(1134, sizes=[24], **WIDE),
-    BATCH_512["start"]: pretraining(567, 512, sizes=[24], **WIDE),
-    BATCH_128: pretraining(2268, 128, sizes=[24], **WIDE),
-    "bfloat16, pretraining, Muon for the projector too": pretraining(1237, sizes=[24], precision="bfloat16", optimizer="all muon"),
-    "bfloat16, 1 %, view": supervised(1, 713, augment="view", **WIDE),
-    "bfloat16, 1 %, view, 24 and 32 pixels": supervised(1, 586, augment="view", sizes=[24, 32], **WIDE),
-    "bfloat16, 10 %, crop": supervised(10, 1224, **WIDE),
-    "bfloat16, 10 %, view": supervised(10, 1267, augment="view", **WIDE),
-    "bfloat16, 10 %, view, 24 and 32 pixels": supervised(10, 1074, augment="view", sizes=[24, 32], **WIDE),
-    "bfloat16, 100 %": supervised(100, 875, 256, sizes=[32], **WIDE),
-    "bfloat16, 100 %, SGD 0.05": supervised(100, 875, 256, lr=0.05, sizes=[32], optimizer="sgd", **WIDE),
-    "bfloat16, 100 %, SGD 0.15": supervised(100, 875, 256, lr=0.15, sizes=[32], optimizer="sgd", **WIDE),
-    "bfloat16, 100 %, SGD 0.5": supervised(100, 875, 256, lr=0.5, sizes=[32], optimizer="sgd", **WIDE),
-    "bfloat16, 100 %, batch 128": supervised(100, 1750, 128, sizes=[32], **WIDE),
-    "bfloat16, 100 %, 24 and 32 pixels": supervised(100, 1095, 256, sizes=[24, 24, 32], **WIDE),
-    "bfloat16, 100 %, growing, eight minutes": supervised(100, 4000, 256, **WIDE),
-    "bfloat16, fine-tuned, 1 %, crop, factor 0.03": fine_tuned(1, 200, "crop", [32], 0.04, 0.03, adam_lr=0.0003, **LATER),
-    "bfloat16, fine-tuned, 1 %, crop, factor 0.1": fine_tuned(1, 200, "crop", [32], 0.04, 0.1, **LATER),
-    "bfloat16, fine-tuned, 1 %, crop, factor 0.3": fine_tuned(1, 200, "crop", [32], 0.04, 0.3, **LATER),
-    "bfloat16, fine-tuned, 1 %, view, factor 0.03": fine_tuned(1, 200, "view", [32], 0.04, 0.03, adam_lr=0.0003, **LATER),
-    "bfloat16, fine-tuned, 1 %, view, factor 0.1": fine_tuned(1, 200, "view", [32], 0.04, 0.1, **LATER),
-    "bfloat16, fine-tuned, 1 %, view, factor 0.3": fine_tuned(1, 300, "view", [32], 0.04, 0.3, **LATER),
-    "bfloat16, fine-tuned, 10 %, crop": fine_tuned(10, 600, "crop", [24, 32], 0.04, 1.0, adam_lr=0.002, **LATER),
-    "bfloat16, fine-tuned, 10 %, view": fine_tuned(10, 600, "view", [24, 32], 0.04, 1.0, adam_lr=0.002, **LATER),
-    "bfloat16, fine-tuned, 10 %, view, factor 0.5": fine_tuned(10, 600, "view", [24, 32], 0.04, 0.5, adam_lr=0.002, **LATER),
-    "bfloat16, fine-tuned from batch 512, 1 %, crop, factor 0.3": fine_tuned(1, 100, "crop", [32], 0.04, 0.3, **BATCH_512),
-    "bfloat16, fine-tuned from batch 512, 1 %, crop, factor 1": fine_tuned(1, 100, "crop", [32], 0.04, 1.0, **BATCH_512),
-    "bfloat16, fine-tuned from batch 512, 10 %, crop": fine_tuned(10, 1200, "crop", [24, 32], 0.04, 1.0, adam_lr=0.002, **BATCH_512),
-    PRETRAINED: pretraining(1200),
-    "pretraining, short": pretraining(440, sizes=(16, 24)),
-    "1 %, crop": supervised(1, 150),
-    "1 %, view": supervised(1, 150, augment="view"),
-    "1 %, view, twice the steps": supervised(1, 300, augment="view"),
-    "5 %, crop": supervised(5, 300),
-    "5 %, view": supervised(5, 300, augment="view"),
-    "10 %, crop": supervised(10, 250),
-    "10 %, view": supervised(10, 250, augment="view"),
-    "10 %, crop, twice the steps": supervised(10, 500),
-    "fine-tuned, 1 %, view, 24 pixels, factor 0.1": fine_tuned(1, 60, "view", [24], 0.04, 0.1),
-    "fine-tuned, 1 %, view, 24 pixels, factor 0.3": fine_tuned(1, 60, "view", [24], 0.02, 0.3),
-    "fine-tuned, 1 %, crop, factor 0.1": fine_tuned(1, 60, "crop", [32], 0.04, 0.1),
-    "fine-tuned, 1 %, crop, factor 0.3, longer": fine_tuned(1, 120, "crop", [32], 0.04, 0.3),
-    "fine-tuned, 10 %, crop, 24 pixels, factor 0.3": fine_tuned(10, 120, "crop", [24], 0.04, 0.3),
-    "fine-tuned, 10 %, crop, 24 pixels, factor 1": fine_tuned(10, 120, "crop", [24], 0.04, 1.0),
-    "fine-tuned, 10 %, crop, factor 1, longer": fine_tuned(10, 250, "crop", [24, 32], 0.04, 1.0, adam_lr=0.002),
+    "all blocks, 100 %": supervised(100, 400),
+    "all blocks, 100 %, learning rate 0.08": supervised(100, 400, lr=0.08),
+    "all blocks, 100 %, 24 and 32 pixels": supervised(100, 535, sizes=[24, 24, 32]),
+    "all blocks, 100 %, SGD 0.15": supervised(100, 400, lr=0.15, optimizer="sgd"),
+    "all blocks, 100 %, SGD 0.5": supervised(100, 400, lr=0.5, optimizer="sgd"),
+    "all blocks, 100 %, SGD 1.5": supervised(100, 400, lr=1.5, optimizer="sgd"),
+    "all blocks, fine-tuned, 10 %, view": fine_tuned(10, 1200, "view"),
+    "all blocks, fine-tuned, 10 %, view, factor 0.5": fine_tuned(10, 1200, "view", backbone_lr=0.5),
 }
 
 
@@ -107,40 +60,30 @@ def sgd_instead(module):
     module.make_optimizers = make_optimizers
 
 
-def muon_for_all(module):
-    """Make the module's trainings use Muon for the projector's matrices as well."""
-    def make_optimizers(backbone, others, settings, precision):
-        params = [p for part in (backbone, *others) for p in part.parameters()]
-        muon = module.Muon([p for p in params if p.ndim == 2], settings["lr"], settings["weight_decay"], dtype=precision)
-        adam = module.torch.optim.AdamW([p for p in params if p.ndim != 2], settings["adam_lr"], weight_decay=0.0)
-        for group in muon.param_groups + adam.param_groups:
-            group["initial_lr"] = group["lr"]
-        return [muon, adam]
-    module.make_optimizers = make_optimizers
-
-
 def run(name, settings):
     """Run one trial; return what it reached on validation, in percent, and the seconds its training took."""
     m = namespace(3, PRESET="full")
     folder = m.get_cifar10()
     images, labels = m.load_split(folder, train=True)
     train, validation = m.split_indices(labels)
-    if "optimizer" in settings:
-        {"sgd": sgd_instead, "all muon": muon_for_all}[settings["optimizer"]](m)
-    precision = getattr(m.torch, settings["precision"])
+    recorded = dict(m.pretraining_settings("full"), data=m.data_md5(folder))
+    model = m.make_classifier(0, recorded["widths"])
+    precision, _ = m.fastest_precision(model, m.normalize(images[:64]))
+    recorded["precision"] = str(precision).removeprefix("torch.")
+    if settings.get("optimizer") == "sgd":
+        sgd_instead(m)
     if settings["kind"] == "pretraining":
-        backbone, history = pretrained(m, images[train], name)
+        backbone, _, history = m.pretrain(images[train], {**recorded, **settings}, 0, file_name(name))
         return {"seconds": history["seconds"], **judged(m, backbone, images, labels, train, validation, precision)}
     chosen, reached = m.labelled_subset(labels, train, settings["percent"], 0), {}
     if "backbone_lr" in settings:
-        backbone, _ = pretrained(m, images[train], settings["start"])
+        backbone, _, _ = m.pretrain(images[train], recorded, 0, "barlow-twins-full-seed0")
         at_chosen, at_validation = m.features_of(backbone, images, (chosen, validation), precision)
         probe = m.linear_probe(at_chosen, labels[chosen], at_validation, labels[validation])
-        model = m.make_classifier(0, settings["widths"], backbone.state_dict())
+        model[0].load_state_dict(backbone.state_dict())
         model[1].load_state_dict(probe.state_dict())
         reached["probe"] = m.accuracy(probe(at_validation), labels[validation])
-    else:
-        model = m.make_classifier(0, settings["widths"])
+    settings = dict(settings, precision=recorded["precision"])
     history = m.train_supervised(model, images[chosen], labels[chosen], settings, 0, file_name(name))
     reached["validation"] = m.accuracy(m.predict(model, images[validation], precision), labels[validation])
     return {"seconds": history["seconds"], **reached}
@@ -149,12 +92,6 @@ def run(name, settings):
 def file_name(name):
     """A trial's name as its checkpoint has it."""
     return "search-" + "".join(c if c.isalnum() else "-" for c in name)
-
-
-def pretrained(m, images, name):
-    """The backbone of a pretraining trial and its history, trained or loaded."""
-    backbone, _, history = m.pretrain(images, TRIALS[name], 0, file_name(name))
-    return backbone, history
 
 
 def judged(m, backbone, images, labels, known, asked, precision):
@@ -184,18 +121,21 @@ def muon_ratio():
     return {"hardware": m.hardware(), "torch_muon_ratio": round(seconds[m.torch.optim.Muon] / seconds[m.Muon], 1)}
 
 
-def facts(trials, known):
-    """The figures that the chapters' prose takes from this table; `known` is what the table held before."""
+def facts(table):
+    """The figures that the chapters' prose takes from this table."""
     import torch
+    trials = {**table["earlier"]["trials"], **table["trials"]}
     reached = {name: trial.get("validation", trial.get("linear_45000")) for name, trial in trials.items()}
     measured = muon_ratio() if torch.backends.cpu.get_cpu_capability() == "AVX2" else {}  # the processors it speaks of
-    return {**known, **measured,
-            "crop_1": reached.get("1 %, crop"), "view_1": reached.get("1 %, view"),
-            "crop_10": reached.get("bfloat16, 10 %, crop"), "view_10": reached.get("bfloat16, 10 %, view"),
-            "narrow": reached.get("bfloat16, pretraining"), "wide": reached.get(PRETRAINED_WIDE),
-            "batch_128": reached.get(BATCH_128), "batch_512": reached.get(BATCH_512["start"]),
-            "all_muon": reached.get("bfloat16, pretraining, Muon for the projector too"),
-            "muon": reached.get("bfloat16, 100 %"), "sgd": max((value for name, value in reached.items() if "SGD" in name), default=None)}
+    wide = "bfloat16, pretraining, last stage 384 wide"
+    return {**table["facts"], **measured,
+            "crop_1": reached["1 %, crop"], "view_1": reached["1 %, view"],
+            "crop_10": reached["bfloat16, 10 %, crop"], "view_10": reached["bfloat16, 10 %, view"],
+            "narrow": reached["bfloat16, pretraining"], "wide": reached[wide],
+            "batch_128": reached[wide + ", batch 128"], "batch_512": reached[wide + ", batch 512"],
+            "all_muon": reached["bfloat16, pretraining, Muon for the projector too"],
+            "muon": reached.get("all blocks, 100 %"),
+            "sgd": max((value for name, value in reached.items() if name.startswith("all blocks") and "SGD" in name), default=None)}
 
 
 def main():
@@ -210,12 +150,12 @@ def main():
     unknown = [name for name in args.names if name not in TRIALS]
     if unknown:
         sys.exit(f"no such trial: {', '.join(unknown)}. --list prints the names.")
-    table = json.loads(TABLE.read_text()) if TABLE.exists() else {"facts": {}, "trials": {}}
+    table = json.loads(TABLE.read_text())
     for name in args.names or [name for name in TRIALS if name not in table["trials"]]:
         started = time.strftime("%H:%M")
         reached = run(name, TRIALS[name])
         table["trials"][name] = {"settings": TRIALS[name], **{key: round(value, 2) for key, value in reached.items()}}
-        table["facts"] = facts(table["trials"], table["facts"])
+        table["facts"] = facts(table)
         write_text(TABLE, json.dumps(table, indent=1) + "\n")
         print(started, name, table["trials"][name], flush=True)
 
