@@ -132,6 +132,7 @@ def facts(table):
             "crop_1": reached["1 %, crop"], "view_1": reached["1 %, view"],
             "crop_10": reached["bfloat16, 10 %, crop"], "view_10": reached["bfloat16, 10 %, view"],
             "narrow": reached["bfloat16, pretraining"], "wide": reached[wide],
+            "all_128": reached["bfloat16, 100 %, batch 128"], "all_256": reached["bfloat16, 100 %"],
             "batch_128": reached[wide + ", batch 128"], "batch_512": reached[wide + ", batch 512"],
             "all_muon": reached["bfloat16, pretraining, Muon for the projector too"],
             "muon": reached.get("all blocks, 100 %"),
