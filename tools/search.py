@@ -42,22 +42,9 @@ TRIALS = {
     "all blocks, 100 %": supervised(100, 400),
     "all blocks, 100 %, learning rate 0.08": supervised(100, 400, lr=0.08),
     "all blocks, 100 %, 24 and 32 pixels": supervised(100, 535, sizes=[24, 24, 32]),
-    "all blocks, 100 %, SGD 0.15": supervised(100, 400, lr=0.15, optimizer="sgd"),
-    "all blocks, 100 %, SGD 0.5": supervised(100, 400, lr=0.5, optimizer="sgd"),
-    "all blocks, 100 %, SGD 1.5": supervised(100, 400, lr=1.5, optimizer="sgd"),
     "all blocks, fine-tuned, 10 %, view": fine_tuned(10, 1200, "view"),
     "all blocks, fine-tuned, 10 %, view, factor 0.5": fine_tuned(10, 1200, "view", backbone_lr=0.5),
 }
-
-
-def sgd_instead(module):
-    """Make the module's trainings use SGD with Nesterov momentum for the backbone, the usual choice."""
-    def make_optimizers(backbone, others, settings, precision):
-        params = [*backbone.parameters(), *(p for other in others for p in other.parameters())]
-        optimizer = module.torch.optim.SGD(params, settings["lr"], momentum=0.9, nesterov=True, weight_decay=5e-4)
-        optimizer.param_groups[0]["initial_lr"] = settings["lr"]
-        return [optimizer]
-    module.make_optimizers = make_optimizers
 
 
 def run(name, settings):
@@ -70,8 +57,6 @@ def run(name, settings):
     model = m.make_classifier(0, recorded["widths"])
     precision, _ = m.fastest_precision(model, m.normalize(images[:64]))
     recorded["precision"] = str(precision).removeprefix("torch.")
-    if settings.get("optimizer") == "sgd":
-        sgd_instead(m)
     if settings["kind"] == "pretraining":
         backbone, _, history = m.pretrain(images[train], {**recorded, **settings}, 0, file_name(name))
         return {"seconds": history["seconds"], **judged(m, backbone, images, labels, train, validation, precision)}
@@ -135,8 +120,7 @@ def facts(table):
             "all_128": reached["bfloat16, 100 %, batch 128"], "all_256": reached["bfloat16, 100 %"],
             "batch_128": reached[wide + ", batch 128"], "batch_512": reached[wide + ", batch 512"],
             "all_muon": reached["bfloat16, pretraining, Muon for the projector too"],
-            "muon": reached.get("all blocks, 100 %"),
-            "sgd": max((value for name, value in reached.items() if name.startswith("all blocks") and "SGD" in name), default=None)}
+            "sgd": max(value for name, value in reached.items() if "SGD" in name)}
 
 
 def main():
