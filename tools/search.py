@@ -42,6 +42,7 @@ TRIALS = {
     "all blocks, 100 %": supervised(100, 400),
     "all blocks, 100 %, learning rate 0.08": supervised(100, 400, lr=0.08),
     "all blocks, 100 %, 24 and 32 pixels": supervised(100, 535, sizes=[24, 24, 32]),
+    "all blocks, pretraining": pretraining(680),
     "all blocks, fine-tuned, 10 %, view": fine_tuned(10, 1200, "view"),
     "all blocks, fine-tuned, 10 %, view, factor 0.5": fine_tuned(10, 1200, "view", backbone_lr=0.5),
 }
