@@ -119,6 +119,7 @@ def facts(table):
             "crop_10": reached["bfloat16, 10 %, crop"], "view_10": reached["bfloat16, 10 %, view"],
             "narrow": reached["bfloat16, pretraining"], "wide": reached[wide],
             "all_128": reached["bfloat16, 100 %, batch 128"], "all_256": reached["bfloat16, 100 %"],
+            "lr_0_04": reached.get("all blocks, 100 %"), "lr_0_08": reached.get("all blocks, 100 %, learning rate 0.08"),
             "batch_128": reached[wide + ", batch 128"], "batch_512": reached[wide + ", batch 512"],
             "all_muon": reached["bfloat16, pretraining, Muon for the projector too"],
             "sgd": max(value for name, value in reached.items() if "SGD" in name)}
