@@ -16,6 +16,7 @@ import json
 import sys
 import time
 
+import torch
 from chain import RESULTS, namespace
 from run import write_text
 
@@ -38,46 +39,43 @@ def pretraining(steps, **more):
     return dict(kind="pretraining", steps=steps, **more)
 
 
-TRIALS = {
-    "all blocks, 100 %": supervised(100, 400),
-    "all blocks, 100 %, learning rate 0.08": supervised(100, 400, lr=0.08),
-    "all blocks, 100 %, 24 and 32 pixels": supervised(100, 535, sizes=[24, 24, 32]),
-    "all blocks, pretraining": pretraining(680),
-    "all blocks, fine-tuned, 10 %, view": fine_tuned(10, 1200, "view"),
-    "all blocks, fine-tuned, 10 %, view, factor 0.5": fine_tuned(10, 1200, "view", backbone_lr=0.5),
+TRIALS = {  # each name can stand in a marker and in a file's name
+    "supervised_100": supervised(100, 400),
+    "supervised_100_lr_0_08": supervised(100, 400, lr=0.08),
+    "supervised_100_growing": supervised(100, 535, sizes=[24, 24, 32]),
+    "pretraining": pretraining(680),
+    "fine_tuned_10": fine_tuned(10, 1200, "view"),
+    "fine_tuned_10_factor_0_5": fine_tuned(10, 1200, "view", backbone_lr=0.5),
 }
 
 
 def run(name, settings):
-    """Run one trial; return what it reached on validation, in percent, and the seconds its training took."""
+    """Run one trial; return all its settings, the seconds its training took, and what it reached on validation, in percent."""
     m = namespace(3, PRESET="full")
     folder = m.get_cifar10()
     images, labels = m.load_split(folder, train=True)
     train, validation = m.split_indices(labels)
     recorded = dict(m.pretraining_settings("full"), data=m.data_md5(folder))
-    model = m.make_classifier(0, recorded["widths"])
-    precision, _ = m.fastest_precision(model, m.normalize(images[:64]))
+    precision, _ = m.fastest_precision(m.make_classifier(0, recorded["widths"]), m.normalize(images[:64]))
     recorded["precision"] = str(precision).removeprefix("torch.")
     if settings["kind"] == "pretraining":
-        backbone, _, history = m.pretrain(images[train], {**recorded, **settings}, 0, file_name(name))
-        return {"seconds": history["seconds"], **judged(m, backbone, images, labels, train, validation, precision)}
-    chosen, reached = m.labelled_subset(labels, train, settings["percent"], 0), {}
-    if "backbone_lr" in settings:
-        backbone, _, _ = m.pretrain(images[train], recorded, 0, "barlow-twins-full-seed0")
-        at_chosen, at_validation = m.features_of(backbone, images, (chosen, validation), precision)
-        probe = m.linear_probe(at_chosen, labels[chosen], at_validation, labels[validation])
-        model[0].load_state_dict(backbone.state_dict())
-        model[1].load_state_dict(probe.state_dict())
-        reached["probe"] = m.accuracy(probe(at_validation), labels[validation])
-    settings = dict(settings, precision=recorded["precision"])
-    history = m.train_supervised(model, images[chosen], labels[chosen], settings, 0, file_name(name))
-    reached["validation"] = m.accuracy(m.predict(model, images[validation], precision), labels[validation])
-    return {"seconds": history["seconds"], **reached}
-
-
-def file_name(name):
-    """A trial's name as its checkpoint has it."""
-    return "search-" + "".join(c if c.isalnum() else "-" for c in name)
+        settings = {**recorded, **settings}
+        backbone, _, history = m.pretrain(images[train], settings, 0, f"search-{name}")
+        reached = judged(m, backbone, images, labels, train, validation, precision)
+    else:
+        settings, reached = dict(settings, precision=recorded["precision"]), {}
+        chosen = m.labelled_subset(labels, train, settings["percent"], 0)
+        model = m.make_classifier(0, settings["widths"])
+        if "backbone_lr" in settings:
+            backbone, _, _ = m.pretrain(images[train], recorded, 0, "barlow-twins-full-seed0")
+            at_chosen, at_validation = m.features_of(backbone, images, (chosen, validation), precision)
+            probe = m.linear_probe(at_chosen, labels[chosen], at_validation, labels[validation])
+            model[0].load_state_dict(backbone.state_dict())
+            model[1].load_state_dict(probe.state_dict())
+            reached["probe"] = m.accuracy(probe(at_validation), labels[validation])
+        history = m.train_supervised(model, images[chosen], labels[chosen], settings, 0, f"search-{name}")
+        reached["validation"] = m.accuracy(m.predict(model, images[validation], precision), labels[validation])
+    return {"settings": settings, "seconds": round(history["seconds"], 2), **{key: round(value, 2) for key, value in reached.items()}}
 
 
 def judged(m, backbone, images, labels, known, asked, precision):
@@ -107,24 +105,6 @@ def muon_ratio():
     return {"hardware": m.hardware(), "torch_muon_ratio": round(seconds[m.torch.optim.Muon] / seconds[m.Muon], 1)}
 
 
-def facts(table):
-    """The figures that the chapters' prose takes from this table."""
-    import torch
-    trials = {**table["earlier"]["trials"], **table["trials"]}
-    reached = {name: trial.get("validation", trial.get("linear_45000")) for name, trial in trials.items()}
-    measured = muon_ratio() if torch.backends.cpu.get_cpu_capability() == "AVX2" else {}  # the processors it speaks of
-    wide = "bfloat16, pretraining, last stage 384 wide"
-    return {**table["facts"], **measured,
-            "crop_1": reached["1 %, crop"], "view_1": reached["1 %, view"],
-            "crop_10": reached["bfloat16, 10 %, crop"], "view_10": reached["bfloat16, 10 %, view"],
-            "narrow": reached["bfloat16, pretraining"], "wide": reached[wide],
-            "all_128": reached["bfloat16, 100 %, batch 128"], "all_256": reached["bfloat16, 100 %"],
-            "lr_0_04": reached.get("all blocks, 100 %"), "lr_0_08": reached.get("all blocks, 100 %, learning rate 0.08"),
-            "batch_128": reached[wide + ", batch 128"], "batch_512": reached[wide + ", batch 512"],
-            "all_muon": reached["bfloat16, pretraining, Muon for the projector too"],
-            "sgd": max(value for name, value in reached.items() if "SGD" in name)}
-
-
 def main():
     """Run the trials asked for, one after another, and note each as soon as it is done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -138,11 +118,11 @@ def main():
     if unknown:
         sys.exit(f"no such trial: {', '.join(unknown)}. --list prints the names.")
     table = json.loads(TABLE.read_text())
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":  # the processors that the prose speaks of
+        table["facts"] = muon_ratio()
     for name in args.names or [name for name in TRIALS if name not in table["trials"]]:
         started = time.strftime("%H:%M")
-        reached = run(name, TRIALS[name])
-        table["trials"][name] = {"settings": TRIALS[name], **{key: round(value, 2) for key, value in reached.items()}}
-        table["facts"] = facts(table)
+        table["trials"][name] = run(name, TRIALS[name])
         write_text(TABLE, json.dumps(table, indent=1) + "\n")
         print(started, name, table["trials"][name], flush=True)
 
