@@ -1,7 +1,7 @@
-"""What the tests share: the chapters' kept cells as modules, at preset smoke and in a folder of their own."""
+"""What the tests share: the pages' kept cells as modules, at preset smoke and in a folder of their own."""
 
-import chain
 import pytest
+import weave
 
 
 @pytest.fixture(scope="session")
@@ -11,23 +11,23 @@ def smoke_data(tmp_path_factory):
 
 
 def kept(upto, data):
-    """The kept cells of chapters 1 to `upto`."""
-    return chain.namespace(upto, PRESET="smoke", SEEDS="0", DEVICE="cpu", DATA=data, RESULTS=data / "runs")
+    """All machinery and the teaching cells of chapters 1 to `upto`."""
+    return weave.namespace(upto, PRESET="smoke", SEEDS="0", DEVICE="cpu", NETWORK="train", DATA=data, RESULTS=data / "runs")
 
 
 @pytest.fixture(scope="session")
 def chapter1(smoke_data):
-    """Chapter 1's kept cells."""
+    """Chapter 1's teaching cells, and all machinery."""
     return kept(1, smoke_data)
 
 
 @pytest.fixture(scope="session")
 def chapter2(smoke_data):
-    """The kept cells of chapters 1 and 2."""
+    """The teaching cells of chapters 1 and 2, and all machinery."""
     return kept(2, smoke_data)
 
 
 @pytest.fixture(scope="session")
 def chapter3(smoke_data):
-    """The kept cells of chapters 1 to 3."""
+    """The teaching cells of chapters 1 to 3, and all machinery."""
     return kept(3, smoke_data)

@@ -1,4 +1,4 @@
-"""Every chapter runs: from its own folder after the others, and alone in an empty folder, twice in a row."""
+"""Every page runs, from its own folder and alone in an empty one, twice in a row; and it is built as a reader is promised."""
 
 import ast
 import json
@@ -6,24 +6,36 @@ import shutil
 import sys
 from pathlib import Path
 
-import chain
+import nbtools
 import pytest
-from run import execute
+import weave
+from nbtools import chapters, code_cells, execute, number, pages, read, source, tags
+from record import output_faults, result_faults
 
-CHAPTERS = chain.chapters()
-each = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
-ALLOWED = {"torch", "torchvision", "numpy", "matplotlib", "jupyter", "tqdm", "IPython"} | sys.stdlib_module_names
+PAGES, CHAPTERS = pages(), chapters()
+each = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+# the six, and what they bring; certifi only where a system has no certificates of its own
+ALLOWED = {"torch", "torchvision", "numpy", "matplotlib", "jupyter", "tqdm", "IPython", "PIL", "certifi"} | sys.stdlib_module_names
+SMOKE = {"PRESET": "smoke", "SEEDS": "0", "DEVICE": "cpu", "NETWORK": "train", "DATA": "", "RESULTS": ""}
+
+# Whatever determines a number is taught, so that a recording is tied to it and a reader has seen it.
+TEACHING = """
+    load_split CIFAR10 MEAN STD normalize crop_and_flip random_boxes random_colours random_view distort finds_original
+    seeded split_indices labelled_subset Block Backbone make_classifier orthogonalize Muon make_optimizer set_learning_rate minibatch
+    augment train_supervised predict accuracy supervised_settings
+    cross_correlation barlow_twins_loss make_projector Method barlow_twins pretrain knn_accuracy whiten features_of linear_probe
+    spread_labels pretraining_settings""".split()
 
 
 def run_at_smoke(path, folder):
-    """A chapter's run as a reader would have it in that folder, with nothing set but the preset."""
-    settings = {"PRESET": "smoke", "SEEDS": "0", "DEVICE": "cpu", "DATA": "", "RESULTS": ""}
-    return execute(path.stem, chain.read(path), folder, settings, folder / "executed" / path.name)
+    """A page's run as a reader would have it in that folder, with nothing set but the preset."""
+    return execute(path.stem, read(path), folder, SMOKE, folder / "executed" / path.name)
 
 
 def rows(folder, path):
-    """The rows that a run has written."""
-    return json.loads((folder / "data" / "runs" / f"{chain.number(path)}.json").read_text())["rows"]
+    """The rows that a run has written; an appendix writes none."""
+    written = folder / "data" / "runs" / f"{number(path)}.json"
+    return json.loads(written.read_text()).get("rows") if path in CHAPTERS else None
 
 
 def checkpoints(folder):
@@ -31,55 +43,60 @@ def checkpoints(folder):
     return {file: file.stat().st_mtime_ns for file in folder.rglob("*.pt")}
 
 
+def visible(nb):
+    """The code cells that a reader sees, but for the parameters."""
+    return code_cells(nb, "parameters", "woven", "recap")
+
+
+def lines(cell):
+    """A cell's lines, without blank ones."""
+    return [line for line in source(cell).splitlines() if line.strip()]
+
+
 @pytest.fixture(scope="module")
 def series(tmp_path_factory):
-    """All chapters run in order, each from the notebooks folder of a repository; (folder, {stem: notebook})."""
+    """All pages run in order, each from the notebooks folder of a repository; (folder, {stem: notebook})."""
     root = tmp_path_factory.mktemp("series")
-    shutil.copytree(chain.NOTEBOOKS, root / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(nbtools.ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
     (root / "data").mkdir()
-    shutil.copy(chain.ROOT / "data" / "README.md", root / "data")
-    return root, {path.stem: run_at_smoke(path, root / "notebooks") for path in CHAPTERS}
+    shutil.copy(nbtools.ROOT / "data" / "README.md", root / "data")
+    return root, {path.stem: run_at_smoke(path, root / "notebooks") for path in sorted(PAGES)}
 
 
-@pytest.fixture(scope="module", params=CHAPTERS, ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=PAGES, ids=lambda path: path.stem)
 def alone(request, tmp_path_factory):
-    """A chapter run twice as a single file: (path, folder, first, second, rows and checkpoints between)."""
+    """A page run twice as a single file: (page, folder, first, second, rows and checkpoints between)."""
     folder = tmp_path_factory.mktemp("alone") / "a folder of my own, ñ"
     folder.mkdir()
-    path = Path(shutil.copy(request.param, folder))
-    first = run_at_smoke(path, folder)
-    between = rows(folder, path), checkpoints(folder)
-    return path, folder, first, run_at_smoke(path, folder), between
+    copy = Path(shutil.copy(request.param, folder))
+    first = run_at_smoke(copy, folder)
+    between = rows(folder, request.param), checkpoints(folder)
+    return request.param, folder, first, run_at_smoke(copy, folder), between
 
 
-def test_the_chapters_are_there():
-    assert [chain.number(path) for path in CHAPTERS[:3]] == ["01", "02", "03"]
+def test_the_pages_are_there():
+    assert [number(path) for path in PAGES[:5]] == ["A", "B", "01", "02", "03"]
 
 
 @each
 def test_runs_from_its_own_folder(series, path):
     root, done = series
-    assert chain.output_faults(done[path.stem]) == []
-    found = json.loads((root / "data" / "runs" / f"{chain.number(path)}.json").read_text())
-    assert chain.result_faults(chain.number(path), found, "smoke") == []
+    assert output_faults(done[path.stem]) == []
+    if path in CHAPTERS:
+        found = json.loads((root / "data" / "runs" / f"{number(path)}.json").read_text())
+        assert result_faults(number(path), found) == [] and found["preset"] == "smoke" and not found["complete"]
 
 
 def test_running_leaves_the_notebooks_folder_as_it_was(series):
     root, _ = series
-    assert {path.name for path in (root / "notebooks").iterdir()} == {path.name for path in CHAPTERS} | {"executed"}
+    assert {path.name for path in (root / "notebooks").iterdir()} == {path.name for path in PAGES} | {"executed"}
 
 
-def test_runs_alone(alone):
-    path, folder, first, _, _ = alone
-    assert chain.output_faults(first) == []
-    assert {entry.name for entry in folder.iterdir()} == {path.name, "data", "executed"}
-
-
-def test_a_second_run_loads_what_the_first_trained(alone):
-    path, folder, _, second, (first_rows, first_checkpoints) = alone
-    assert chain.output_faults(second) == []
-    assert checkpoints(folder) == first_checkpoints
-    assert rows(folder, path) == first_rows
+def test_runs_alone_and_a_second_run_loads_what_the_first_trained(alone):
+    path, folder, first, second, (first_rows, first_checkpoints) = alone
+    assert output_faults(first) == output_faults(second) == []
+    assert {entry.name for entry in folder.iterdir()} - {"data"} == {path.name, "executed"}
+    assert checkpoints(folder) == first_checkpoints and rows(folder, path) == first_rows
 
 
 def test_alone_and_after_the_others_it_finds_the_same(alone, series):
@@ -87,53 +104,80 @@ def test_alone_and_after_the_others_it_finds_the_same(alone, series):
     assert rows(folder, path) == rows(series[0], path)
 
 
+def test_chapter_1_shows_its_first_picture_early(series):
+    cells = visible(series[1][CHAPTERS[0].stem])
+    pictures = [any("image/png" in output.get("data", {}) for output in cell["outputs"]) for cell in cells]
+    upto = cells[:pictures.index(True) + 1]
+    assert len(upto) <= 5 and sum(len(lines(cell)) for cell in upto) <= 60
+
+
+@each
+def test_the_woven_machinery_runs_alone_after_the_parameters(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, value in {**SMOKE, "DATA": "data"}.items():
+        monkeypatch.setenv(f"NOLABELS_{name}", value)
+    nb, space = read(path), {"__name__": "alone"}
+    for tag in ("parameters", "woven"):
+        exec(compile(source(nbtools.the_cell(path, nb, tag)), tag, "exec"), space)
+    assert {"RECORDED", "ADDRESS", "MACHINERY"} <= set(space)
+    if number(path) != "A":  # there the parameters are checked at home
+        assert space["GENERATED"] is True
+
+
 @each
 def test_imports_the_six_packages_and_the_standard_library_alone(path):
-    for cell in chain.code_cells(chain.read(path)):
-        for node in ast.walk(ast.parse(chain.source(cell))):
+    for cell in code_cells(read(path)):
+        for node in ast.walk(ast.parse(source(cell))):
             modules = [name.name for name in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert {module.split(".")[0] for module in modules} <= ALLOWED, cell["id"]
 
 
 @each
-def test_never_more_than_two_code_cells_in_a_row(path):
-    in_a_row = 0
-    for cell in chain.read(path)["cells"]:
-        if {"parameters", "recap", "recorded"} & set(cell["metadata"].get("tags", [])):
-            continue
-        in_a_row = in_a_row + 1 if cell["cell_type"] == "code" else 0
-        assert in_a_row <= 2, cell["id"]
+def test_opens_with_title_parameters_and_folded_cells(path):
+    nb = read(path)
+    assert source(nb["cells"][0]).startswith("# ") and "<!--=colab-->" in source(nb["cells"][0])
+    first = [tags(cell)[0] for cell in code_cells(nb)[:3] if tags(cell)]
+    assert first[:2] == ["parameters", "woven"]
+    for tag in ("woven", "recap"):
+        for cell in nbtools.tagged(nb, tag):
+            assert cell["metadata"] == {"tags": [tag, "hide-input"], "jupyter": {"source_hidden": True}, "cellView": "form"}
+            assert source(cell).startswith("#@title ")
 
 
 @each
-def test_opens_with_title_parameters_recap_and_record(path):
-    nb = chain.read(path)
-    head = ["parameters", "recap", "recorded"] if path != CHAPTERS[0] else ["parameters", "recorded"]
-    assert nb["cells"][0]["cell_type"] == "markdown" and chain.source(nb["cells"][0]).startswith("# ")
-    assert [cell["metadata"]["tags"][0] for cell in chain.code_cells(nb)[:len(head)]] == head
+def test_visible_code_is_short_and_narrow(path):
+    in_a_row = 0
+    for cell in read(path)["cells"]:
+        if {"parameters", "woven", "recap"} & set(tags(cell)):
+            continue
+        in_a_row = in_a_row + 1 if cell["cell_type"] == "code" else 0
+        assert in_a_row <= 2, f"{cell['id']} is the third code cell in a row"
+        if cell["cell_type"] == "code":
+            assert max(map(len, source(cell).splitlines()), default=0) <= 88, cell["id"]
+            assert len(lines(cell)) <= 25 or number(path) in "AB", cell["id"]
 
 
 @each
 def test_parameter_cells_are_the_same(path):
-    first, this = (chain.source(chain.the_cell(p, chain.read(p), "parameters")) for p in (CHAPTERS[0], path))
+    first, this = (source(nbtools.the_cell(p, read(p), "parameters")) for p in (CHAPTERS[0], path))
     assert this == first
 
 
 @each
 def test_kept_functions_and_classes_say_what_they_do(path):
-    for cell in chain.kept_cells(chain.read(path)):
-        for node in ast.parse(chain.source(cell)).body:
+    for cell in code_cells(read(path)):
+        for node in ast.parse(source(cell)).body if {"keep", "machinery"} & set(tags(cell)) else []:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 assert ast.get_docstring(node), f"{cell['id']}: {node.name}"
 
 
-@each
-def test_kept_cells_show_nothing_when_they_run(path, capsys, chapter3):
-    chain.namespace(int(chain.number(path)), PRESET="smoke", DATA=chapter3.DATA, RESULTS=chapter3.RESULTS)
+@pytest.mark.parametrize("name", TEACHING)
+def test_what_determines_a_number_is_a_teaching_cell(name):
+    homes = [one for one in weave.kept()[0] if name in one.defined]
+    assert homes and not any(one.machinery for one in homes), f"{name}: {[one.page for one in homes] or 'nowhere'}"
+
+
+def test_kept_cells_show_nothing_when_they_run(capsys, chapter3):
+    weave.namespace(3, **dict(SMOKE, DATA=chapter3.DATA, RESULTS=chapter3.RESULTS))
     assert capsys.readouterr() == ("", "")
-
-
-@each
-def test_is_under_one_megabyte(path):
-    assert path.stat().st_size < 1e6

@@ -1,54 +1,30 @@
 """Make an environment, get CIFAR-10, run the chapters and show what came out.
 
-    python3 tools/run.py                  chapters 1 to 3 at preset quick: about a quarter of an hour on two cores
+    python3 tools/run.py                  chapters 1 to 3 at preset quick: about ten minutes on two cores
     python3 tools/run.py --cpu            the same, with the smaller PyTorch that has no CUDA inside
     python3 tools/run.py --here           in the Python environment this is started from
     python3 tools/run.py --preset full --chapters 2,3
 
-The environment goes to .venv, the executed chapters to data/runs/notebooks; what is committed stays as
-it is. Needs Python 3.10 or newer and nothing else. (This file is written so that an older Python can
-still read it and say so.)
+The environment goes to .venv, the executed chapters to data/runs/notebooks; what is committed stays as it is. Needs
+Python 3.10 or newer and nothing else. (This file and nbtools.py are written so that an older Python can still read
+them and say so.)
 """
 
 import argparse
-import asyncio
 import importlib.util
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-VENV = os.path.join(ROOT, ".venv")
-UNFINISHED = os.path.join(VENV, "unfinished")  # lies in an environment until it is complete
+import nbtools
+from nbtools import Stop, chapters, execute, guarded, number, numbers, read
+
 CPU_BUILD = "https://download.pytorch.org/whl/cpu"
-
-
-class Stop(Exception):
-    """Something a person has to decide or repair, in one sentence that says how."""
-
-
-def guarded(main):
-    """Run a main function; a Stop or Ctrl-C ends it with a sentence instead of a traceback."""
-    try:
-        if sys.version_info < (3, 10):
-            raise Stop("This needs Python 3.10 or newer, and {} is {}.{}. Install a newer one from your system's"
-                       " packages or python.org and start this with it, as in: python3.12 {}".format(
-                           sys.executable, sys.version_info[0], sys.version_info[1], " ".join(sys.argv)))
-        return main()
-    except Stop as fault:
-        print("\n{}".format(fault), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped. The same command continues.", file=sys.stderr)
-        return 130
-
-
-# ---- the environment ------------------------------------------------------------------------------
 
 # Run by the Python in question: prints one line for each thing that is missing.
 PROBE = r"""
@@ -61,28 +37,29 @@ for line in sys.argv[1:]:
     name, bounds = re.fullmatch(r"([\w.-]+)(.*)", line).groups()
     try:
         have = importlib.metadata.version(name)
+        if name == "torch":
+            import torch, torchvision
     except importlib.metadata.PackageNotFoundError:
         print(line)
+        continue
+    except Exception as fault:
+        print("a PyTorch that starts:", fault)
         continue
     for sign, bound in re.findall(r"(>=|<)([\d.]+)", bounds):
         if (release(have) >= release(bound)) != (sign == ">="):
             print(line, "(there is", have + ")")
             break
-if "torch" in " ".join(sys.argv):
-    try:
-        import torch, torchvision, numpy, matplotlib, tqdm, nbclient, ipykernel
-    except Exception as fault:
-        print("packages that import:", fault)
 """
 
 
+# ---- the environment ------------------------------------------------------------------------------
+
 def requirements(dev=False):
     """The lines of requirements.txt, and with dev those of the dev group in pyproject.toml."""
-    with open(os.path.join(ROOT, "requirements.txt"), encoding="utf-8") as file:
-        lines = [line.split("#")[0].replace(" ", "").strip() for line in file]
+    text = (nbtools.ROOT / "requirements.txt").read_text(encoding="utf-8")
+    lines = [line.split("#")[0].replace(" ", "").strip() for line in text.splitlines()]
     if dev:
-        with open(os.path.join(ROOT, "pyproject.toml"), encoding="utf-8") as file:
-            group = re.search(r"(?ms)^dev = \[(.*?)^\]", file.read())
+        group = re.search(r"(?ms)^dev = \[(.*?)^\]", (nbtools.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
         lines += re.findall(r'"([^"]+)"', group.group(1))
     return [line for line in lines if line]
 
@@ -90,7 +67,7 @@ def requirements(dev=False):
 def missing(python, wanted):
     """What an environment lacks of the wanted packages, as a list of texts."""
     try:
-        probe = subprocess.run([python, "-c", PROBE] + wanted, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        probe = subprocess.run([str(python), "-c", PROBE] + wanted, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                universal_newlines=True)
     except OSError as fault:
         return ["a Python that starts: {}".format(fault)]
@@ -98,8 +75,14 @@ def missing(python, wanted):
 
 
 def pip(python, *arguments):
-    """Install packages with an environment's own pip."""
-    if subprocess.call([python, "-m", "pip", "install", "--disable-pip-version-check"] + list(arguments)):
+    """Install packages with an environment's own pip, which is made where there is none (uv leaves it out)."""
+    def quiet(*command):
+        return subprocess.call([str(python), "-m"] + list(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if quiet("pip", "--version") and quiet("ensurepip"):
+        raise Stop("This environment has no pip (uv makes them so). Install with: uv pip install --python {} {}"
+                   " and start again; or remove the folder .venv.".format(python, " ".join(
+                       '"{}"'.format(line) for line in arguments)))
+    if subprocess.call([str(python), "-m", "pip", "install", "--disable-pip-version-check"] + list(arguments)):
         raise Stop("pip could not install the packages; its last lines above say why. Without a network, or"
                    " without room on the disk, mend that and start again; with packages of your own, use --here.")
 
@@ -107,8 +90,8 @@ def pip(python, *arguments):
 def environment(here=False, cpu=False, dev=False):
     """The path of a Python that has everything; makes .venv when there is none.
 
-    An environment that is not complete is never left behind: it is removed when making it fails, and one
-    whose making was killed carries a mark and is made anew.
+    An environment that is not complete is never left behind: it is removed when making it fails, and one whose making
+    was killed carries a mark and is made anew.
     """
     wanted = requirements(dev)
     if here:
@@ -117,8 +100,10 @@ def environment(here=False, cpu=False, dev=False):
             raise Stop("This environment lacks {}. Install with: {} -m pip install {}".format(
                 ", ".join(lacks), sys.executable, " ".join('"{}"'.format(line) for line in wanted)))
         return sys.executable
-    python = os.path.join(VENV, *(["Scripts", "python.exe"] if os.name == "nt" else ["bin", "python"]))
-    if os.path.exists(VENV) and not os.path.exists(UNFINISHED):
+    venv = nbtools.ROOT / ".venv"
+    unfinished = venv / "unfinished"  # lies in an environment until it is complete
+    python = str(venv.joinpath(*(["Scripts", "python.exe"] if os.name == "nt" else ["bin", "python"])))
+    if venv.exists() and not unfinished.exists():
         lacks = missing(python, wanted)
         if lacks and not missing(python, []):
             print(".venv lacks {}: installing that.".format(", ".join(lacks)), flush=True)
@@ -135,11 +120,11 @@ def environment(here=False, cpu=False, dev=False):
         "3 GB and takes 6 GB on the disk" if big else "0.5 GB and takes 1.5 GB on the disk",
         " Without an NVIDIA GPU, the smaller build does: stop with Ctrl-C and add --cpu (0.5 GB)." if big else ""),
         flush=True)
-    shutil.rmtree(VENV, ignore_errors=True)
+    shutil.rmtree(str(venv), ignore_errors=True)
     try:
-        os.mkdir(VENV)
-        open(UNFINISHED, "w").close()
-        if subprocess.call([sys.executable, "-m", "venv", VENV]):
+        venv.mkdir()
+        unfinished.touch()
+        if subprocess.call([sys.executable, "-m", "venv", str(venv)]):
             raise Stop("Making .venv failed; the lines above say why.")
         if cpu:
             pip(python, "--index-url", CPU_BUILD, *[line for line in wanted if line.startswith("torch")])
@@ -147,9 +132,9 @@ def environment(here=False, cpu=False, dev=False):
         lacks = missing(python, wanted)
         if lacks:
             raise Stop("The new environment lacks {}.".format(", ".join(lacks)))
-        os.remove(UNFINISHED)
+        unfinished.unlink()
     except BaseException:
-        shutil.rmtree(VENV, ignore_errors=True)
+        shutil.rmtree(str(venv), ignore_errors=True)
         raise
     return python
 
@@ -164,191 +149,45 @@ def in_environment(script, given, rest, dev=False):
             pass
 
 
-# ---- the chapters ---------------------------------------------------------------------------------
+# ---- what came out --------------------------------------------------------------------------------
 
-def numbers(text):
-    """ "1,3" as [1, 3]; nothing as None."""
-    if text and not re.fullmatch(r"\d+(,\d+)*", text):
-        raise Stop("{} is not a list of numbers like 1,2,3".format(text))
-    return [int(part) for part in text.split(",")] if text else None
-
-
-def write_text(path, text):
-    """Write a text file so that a cut write leaves the old one whole."""
-    part = "{}.part".format(path)
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(part, path)
-    except OSError as fault:
-        if os.path.exists(part):
-            os.remove(part)
-        raise Stop("{} cannot be written: {}.".format(path, fault.strerror)) from None
-
-
-def chapter_paths(folder):
-    """The chapters of a folder in order."""
-    return sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-
-
-def execute(label, nb, folder, settings, copy):
-    """Run a notebook (a dict) in a folder and return it with its outputs; a copy is kept whatever happens.
-
-    The kernel is this Python's own. settings go to the chapter's parameter cell. Standard output is merged
-    and keeps the last state of each progress line.
-    """
-    import nbformat
-    from jupyter_client.kernelspec import KernelSpecManager
-    from jupyter_client.manager import AsyncKernelManager
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, DeadKernelError
-
-    node = nbformat.reads(json.dumps(nb), as_version=4)
-    for cell in node.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    progress = Progress(label, node)
-    interrupts = []
-
-    class Client(NotebookClient):
-        """Shows progress, and hands Ctrl-C to the chapter, which then keeps what it has trained."""
-
-        def process_message(self, msg, cell, cell_index):
-            if msg["msg_type"] == "stream":
-                progress.show(msg["content"]["text"])
-            return super().process_message(msg, cell, cell_index)
-
-    def interrupt():
-        interrupts.append(True)
-        asyncio.ensure_future(client.km.interrupt_kernel() if len(interrupts) == 1
-                              else client.km.shutdown_kernel(now=True))
-
-    async def ready(notebook):
-        try:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
-        except NotImplementedError:  # Windows: Ctrl-C reaches the kernel by itself
-            pass
-
-    def after(cell, cell_index, **_):
-        progress.end()
-        if interrupts:
-            raise KeyboardInterrupt
-
-    # without a folder of kernels to look in, "python3" is the kernel of this Python
-    kernels = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
-    client = Client(node, km=kernels, timeout=None, record_timing=False, on_notebook_start=ready,
-                    extra_arguments=["--log-level=ERROR"], on_cell_executed=after,
-                    on_cell_start=lambda cell, cell_index: progress.start(cell_index))
-    place = dict(os.environ, PYDEVD_DISABLE_FILE_VALIDATION="1",
-                 **{"NOLABELS_" + name: str(value) for name, value in settings.items()})
-    try:
-        client.execute(env=place, cwd=str(folder), cleanup_kc=True)
-    except CellExecutionError as fault:
-        if interrupts or fault.ename == "KeyboardInterrupt":
-            raise KeyboardInterrupt from None
-        raise Stop("{}, cell {}: {}: {}\nWhat ran is in {}.".format(
-            label, progress.cell, fault.ename, fault.evalue[:1000], copy)) from None
-    except DeadKernelError:
-        if interrupts:
-            raise KeyboardInterrupt from None
-        raise Stop("{}, cell {}: the Python that ran it was ended from outside; most often the memory was full."
-                   " Finished trainings and the last checkpoint are kept: the same command continues.".format(
-                       label, progress.cell)) from None
-    finally:
-        progress.end()
-        for cell in node.cells:
-            if cell.cell_type == "code":
-                cell.outputs = tidy(cell.outputs)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        write_text(copy, nbformat.writes(node) + "\n")
-    return json.loads(nbformat.writes(node))
-
-
-def tidy(outputs):
-    """A cell's outputs with each stream in one piece, and of lines written over themselves the last state."""
-    merged = []
-    for output in outputs:
-        streams = [old for old in merged if old.get("name") and old.get("name") == output.get("name")]
-        if streams:
-            streams[0]["text"] += output["text"]
-        else:
-            merged.append(output)
-    for output in merged:
-        if output["output_type"] == "stream":
-            output["text"] = re.sub(r"[^\n]*\r(?=[^\n])", "", output["text"].replace("\r\n", "\n"))
-    return merged
-
-
-class Progress:
-    """One live line while a cell runs; a cell that took time leaves its last one."""
-
-    def __init__(self, label, node):
-        self.label, self.cells, self.cell, self.line = label, [c.id for c in node.cells], "", ""
-        self.live, self.shown = sys.stdout.isatty(), 0
-
-    def start(self, index):
-        """A cell begins."""
-        self.cell, self.index, self.line, self.since = self.cells[index], index, "", time.time()
-        self.show("")
-
-    def show(self, text):
-        """The running cell has written something."""
-        self.line = ([part.strip() for part in re.split("[\r\n]", text) if part.strip()] or [self.line])[-1]
-        if self.live:
-            print("\r\033[K" + self.text()[:shutil.get_terminal_size().columns - 1], end="", flush=True)
-        elif time.time() - max(self.shown, self.since) > 30:
-            self.shown = time.time()
-            print(self.text(), flush=True)
-
-    def text(self):
-        """The line that says where the run is."""
-        return "{} {:3.0f} %  {:.0f} s  {}  {}".format(
-            self.label, 100 * self.index / len(self.cells), time.time() - self.since, self.cell, self.line)
-
-    def end(self):
-        """The running cell is done."""
-        if self.cell and self.live:
-            print("\r\033[K", end="", flush=True)
-        if self.cell and time.time() - self.since > 3:
-            print(self.text(), flush=True)
-        self.since = time.time()
-
-
-ROWS = (("raw_pixels", "raw pixels, linear"), ("random_frozen", "random backbone, linear"),
+ROWS = (("raw_pixels", "raw pixels, linear"), ("random_frozen", "untrained backbone, linear"),
         ("supervised", "supervised"), ("bt_linear", "Barlow Twins, linear"), ("bt_knn", "Barlow Twins, k-NN"),
-        ("bt_projector", "its projector, linear"), ("bt_finetuned", "Barlow Twins, fine-tuned"))
+        ("bt_knn_whitened", "the same, whitened"), ("bt_spread", "few labels, all pictures"),
+        ("bt_finetuned", "Barlow Twins, fine-tuned"))
 
 
 def rows(folder, names):
-    """The rows of the results files in a folder, later chapters over earlier ones."""
-    found = {}
+    """(rows, presets) of the results files in a folder, later chapters over earlier ones."""
+    found, presets = {}, []
     for name in names:
         try:
-            found.update(json.loads((folder / (name + ".json")).read_text(encoding="utf-8"))["rows"])
+            content = json.loads((folder / (name + ".json")).read_text(encoding="utf-8"))
+            found.update(content["rows"])
+            presets += [content["preset"]] if content["rows"] and content["preset"] not in presets else []
         except (OSError, ValueError, KeyError, TypeError):
             pass  # not run, not recorded, or not readable: its places in the table stay empty
-    return found
+    return found, ", ".join(presets)
 
 
-def table(ours, recorded, preset):
-    """This run's accuracies beside the recorded ones, as text."""
-    percents = ("100", "10", "1")
-    lines = ["{:26s}{:24s}{}".format("test accuracy in %", "this run ({})".format(preset), "recorded run"),
-             "{:26s}{}".format("with this share of labels", " ".join("{:>6s}%".format(p) for p in percents * 2))]
+def table(ours, recorded, preset, recorded_preset):
+    """This run's accuracies beside the recorded ones, as text; those of generated pictures stand alone and say so."""
+    percents, sides = ("100", "10", "1"), [ours, recorded]
+    heads = ["this run ({})".format(preset), "recorded run ({})".format(recorded_preset) if recorded_preset else "recorded run"]
+    if preset == "smoke":
+        sides, heads = sides[:1], ["generated pictures: means nothing"]
+    lines = ["{:27s}".format("test accuracy in %") + "".join("{:25s}".format(head) for head in heads).rstrip(),
+             "{:27s}".format("with this share of labels") + " ".join("{:>6s}%".format(p) for p in percents * len(sides))]
     for key, label in ROWS:
-        values = [found.get(key, {}).get(p, {}).get("mean") for found in (ours, recorded) for p in percents]
+        values = [side.get(key, {}).get(p, {}).get("mean") for side in sides for p in percents]
         if any(value is not None for value in values):
             cells = ["{:7.1f}".format(value) if value is not None else "      –" for value in values]
-            lines.append("{:26s}{}".format(label, " ".join(cells)))
-    if preset == "smoke":
-        lines.append("(smoke trains on a few generated pictures: this run's figures mean nothing)")
+            lines.append("{:27s}".format(label) + " ".join(cells))
     return "\n".join(lines)
 
 
 def main():
     """Read the command line, see to the environment, run the chapters."""
-    from pathlib import Path
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=["quick", "full", "long", "smoke"], default="quick")
     parser.add_argument("--chapters", default="1,2,3", help="which ones: 1,3")
@@ -357,7 +196,7 @@ def main():
     parser.add_argument("--cpu", action="store_true", help="install the smaller PyTorch without CUDA")
     given = parser.parse_args()
     numbers(given.seeds)
-    there = {int(path.name[:2]): path for path in chapter_paths(Path(ROOT, "notebooks"))}
+    there = {int(number(path)): path for path in chapters()}
     wanted = numbers(given.chapters) or []
     for chapter in wanted:
         if chapter not in there:
@@ -365,20 +204,20 @@ def main():
     if not given.here:
         return in_environment(os.path.abspath(__file__), given, sys.argv[1:])
     environment(here=True)
-    data = Path(ROOT, "notebooks", os.environ.get("NOLABELS_DATA") or Path(ROOT, "data"))
-    results = Path(ROOT, "notebooks", os.environ.get("NOLABELS_RESULTS") or data / "runs")
+    root = nbtools.ROOT
+    data = Path(root, "notebooks", os.environ.get("NOLABELS_DATA") or root / "data")
+    results = Path(root, "notebooks", os.environ.get("NOLABELS_RESULTS") or data / "runs")
     since = time.time()
     for path in [there[chapter] for chapter in wanted]:
-        with open(path, encoding="utf-8") as file:
-            nb = json.load(file)
         print("{} at preset {}".format(path.stem, given.preset), flush=True)
-        execute(path.stem, nb, path.parent, {"PRESET": given.preset, "SEEDS": given.seeds},
+        execute(path.stem, read(path, ids=False), path.parent, {"PRESET": given.preset, "SEEDS": given.seeds},
                 results / "notebooks" / path.name)
-    names = [path.name[:2] for path in there.values()]
-    print("\nDone in {:.1f} minutes.\n\n{}\n".format((time.time() - since) / 60, table(
-        rows(results, names), rows(Path(ROOT, "data", "results"), names), given.preset)))
+    names = [number(path) for path in there.values()]
+    recorded, recorded_preset = rows(root / "data" / "results", names)
+    print("\nDone in {:.1f} minutes.\n\n{}\n".format(
+        (time.time() - since) / 60, table(rows(results, names)[0], recorded, given.preset, recorded_preset)))
     print("What ran is in {}. Open the chapters with: {} lab notebooks".format(
-        os.path.relpath(results / "notebooks"), os.path.relpath(Path(sys.executable).parent / "jupyter")))
+        os.path.relpath(str(results / "notebooks")), os.path.relpath(str(Path(sys.executable).parent / "jupyter"))))
     return 0
 
 

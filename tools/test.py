@@ -11,7 +11,8 @@ import os
 import subprocess
 import sys
 
-from run import ROOT, environment, guarded
+from nbtools import ROOT, guarded
+from run import environment
 
 
 def main():

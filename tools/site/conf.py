@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 project = html_title = "Learning without labels"
 author = "The authors of Learning without labels"
 project_copyright = "the authors; text and pictures CC BY 4.0, code MIT"
-language = os.environ.get("SITE_LANGUAGE", "en")
+language = "en"
 extensions = ["myst_nb", "sphinx_copybutton", "mend"]
 
 nb_execution_mode = "off"

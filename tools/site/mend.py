@@ -1,15 +1,13 @@
 """The site's local Sphinx extension: finishes the pages that MyST-NB and furo have built.
 
 Each page is read once more when everything is written: maths is rendered with KaTeX, pictures get their size, so that
-nothing moves while they load, what scrolls can be reached with the keyboard, labels say what is seen, a paper that is
-cited links to its entry under References and back, and the style sheets of theme and extensions become one file, so that
-a phone waits once. A picture without a description fails the build.
+nothing moves while they load, what scrolls can be reached with the keyboard, labels say what is seen, and a paper that is
+cited links to its entry under References and back. A picture without a description fails the build.
 """
 
 import html
 import json
 import os
-import re
 import shutil
 import struct
 import subprocess
@@ -21,7 +19,6 @@ from sphinx.errors import ExtensionError
 
 HERE = Path(__file__).parent
 KATEX = HERE / "node_modules" / "katex" / "dist"
-FONTS = ("KaTeX_Main-Regular", "KaTeX_Math-Italic")  # the two that every formula needs
 RENDER = """
 let given = "";
 process.stdin.on("data", (piece) => (given += piece)).on("end", () => {
@@ -62,24 +59,25 @@ def finish(app, exception):
         accessible(page)
         search_page(page)
         citations(page)
-        languages(page, path.relative_to(out))
         if app.config.html_baseurl:
             page.head.append(page.new_tag("link", rel="alternate", type="application/atom+xml", title=app.config.project, href="atom.xml"))
     render(pages, out)
-    one_style_sheet(pages, out)
     for path, page in pages.items():
         path.write_text(str(page), encoding="utf-8")
 
 
 def pictures(page, path):
-    """Give every picture its width and height in pixels; raise ExtensionError where it has no description."""
+    """Give every picture its width and height on the page; raise ExtensionError where it has no description.
+
+    Pictures have twice the pixels that they are shown with, for sharp screens.
+    """
     for image in page.select("article img"):
         if len(image.get("alt", "").split()) < 4:
             raise ExtensionError(f"{path.name}: {image['src']} has no alt text that says what it shows")
         head = (path.parent / image["src"]).read_bytes()[:24]
         if head[:8] != b"\x89PNG\r\n\x1a\n":
             raise ExtensionError(f"{path.name}: {image['src']} is not a PNG")
-        image["width"], image["height"] = struct.unpack(">II", head[16:24])
+        image["width"], image["height"] = (side // 2 for side in struct.unpack(">II", head[16:24]))
         if image.find_previous("h2"):  # not in sight when the page opens
             image["loading"] = "lazy"
         if image.parent.name == "a":  # a link from the picture to itself says nothing
@@ -132,26 +130,6 @@ def citations(page):
             entry.append(back)
 
 
-def languages(page, place):
-    """Where the series exists in several languages: a switch under the title, and hreflang for search engines."""
-    known = json.loads(os.environ.get("SITE_LANGUAGES", "{}"))  # {language: [its name, its folder, [its pages]]}
-    here = os.environ.get("SITE_LANGUAGE", "en")
-    others = {code: (name, folder) for code, (name, folder, pages) in known.items() if place.as_posix() in pages}
-    if len(others) < 2 or here not in others:
-        return
-    switch = page.new_tag("nav", attrs={"class": "languages", "aria-label": "Language"})
-    up = "../" * len((Path(others[here][1]) / place).parent.parts)
-    for code, (name, folder) in others.items():
-        target = (Path(folder) / place).as_posix()
-        if code != here:
-            link = page.new_tag("a", href=up + target, hreflang=code, lang=code)
-            link.string = name
-            switch.append(link)
-        if os.environ.get("SITE_ROOT"):
-            page.head.append(page.new_tag("link", rel="alternate", hreflang=code, href=os.environ["SITE_ROOT"] + target))
-    page.select_one("h1").insert_after(switch)
-
-
 def render(pages, out):
     """Render all formulas of all pages in one run of node; a mistake in one fails the build."""
     places = [place for page in pages.values() for place in page.select(".tex")]
@@ -163,32 +141,13 @@ def render(pages, out):
         raise ExtensionError("KaTeX: " + next((line for line in done.stderr.splitlines() if "rror" in line), done.stderr[:500]))
     for place, drawn in zip(places, json.loads(done.stdout)):
         place.replace_with(BeautifulSoup(drawn, "html.parser"))
+    target = out / "_static" / "katex"
     for path, page in pages.items():
         for formula in page.select(".katex-display"):  # a long one scrolls on a phone
             formula["tabindex"] = "0"
         if page.select(".katex"):
-            static = os.path.relpath(out / "_static" / "katex", path.parent)
-            for font in FONTS:
-                page.head.append(page.new_tag("link", rel="preload", href=f"{static}/fonts/{font}.woff2", crossorigin="",
-                                              **{"as": "font", "type": "font/woff2"}))
-    target = out / "_static" / "katex"
+            page.head.append(page.new_tag("link", rel="stylesheet", href=os.path.relpath(target / "katex.min.css", path.parent)))
     (target / "fonts").mkdir(parents=True, exist_ok=True)
     for font in (KATEX / "fonts").glob("*.woff2"):
         shutil.copy(font, target / "fonts")
-
-
-def one_style_sheet(pages, out):
-    """Join the style sheets of all pages, and KaTeX's, into _static/style.css; what it is made of is removed."""
-    sheets = {}  # in the order in which pages ask for them
-    for path, page in pages.items():
-        links = page.select('link[rel="stylesheet"]')
-        sheets.update(dict.fromkeys((path.parent / link["href"].partition("?")[0]).resolve() for link in links))
-        links[0].replace_with(page.new_tag("link", rel="stylesheet", href=os.path.relpath(out / "_static" / "style.css", path.parent)))
-        for link in links[1:]:
-            link.decompose()
-    katex = (KATEX / "katex.min.css").read_text(encoding="utf-8").replace("url(fonts/", "url(katex/fonts/")
-    text = "\n".join([*(sheet.read_text(encoding="utf-8") for sheet in sheets), katex])
-    for sheet in [*sheets, *(out / "_static").rglob("*.map")]:
-        sheet.unlink()
-    text = re.sub(r"/\*# sourceMappingURL=.*?\*/", "", text)
-    (out / "_static" / "style.css").write_text(text, encoding="utf-8")
+    shutil.copy(KATEX / "katex.min.css", target)
