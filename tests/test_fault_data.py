@@ -1,4 +1,4 @@
-"""Chapter 1 on bad days: a misbehaving server, hostile archives and pickles, damaged files.
+"""Fetching and opening files on bad days: a misbehaving server, hostile archives and pickles, damaged files.
 
 Every row ends in one clear sentence, and nothing that was there is lost.
 """
@@ -25,9 +25,11 @@ import threading
 import time
 import types
 
-import chain
+import nbtools
 import numpy as np
 import pytest
+import torch
+import weave
 
 pytestmark = pytest.mark.fault
 PAYLOAD = random.Random(0).randbytes(300_000)
@@ -109,7 +111,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(PAYLOAD + b"x" * 100_000)
 
     def serve_endless(self):
-        self.start(200, None)  # endless as far as the length tells; bounded, lest a missing guard fill the disk
+        self.start(200, None, Content_Type="application/gzip")  # bounded, lest a missing guard fill the disk
         for _ in range(100):
             self.wfile.write(b"x" * 100_000)
 
@@ -118,6 +120,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def serve_page(self):
         self.start(200, 20, Content_Type="text/html")
+        self.wfile.write(b"<html>Sorry.</html>\n")
+
+    def serve_no_length(self):
+        """As a proxy that removes Content-Length."""
+        first = self.range_start()
+        begins = {"Content_Range": f"bytes {first}-{len(PAYLOAD) - 1}/{len(PAYLOAD)}"} if first else {}
+        self.start(206 if first else 200, None, Content_Type="application/gzip", **begins)
+        self.wfile.write(PAYLOAD[first or 0:])
+
+    def serve_no_length_cut(self):
+        self.start(200, None, Content_Type="application/gzip")
+        self.wfile.write(PAYLOAD[:HALF])
+
+    def serve_page_without_length(self):
+        self.start(200, None, Content_Type="text/html")
         self.wfile.write(b"<html>Sorry.</html>\n")
 
     def serve_page_in_chunks(self):
@@ -226,7 +243,7 @@ def fetch(chapter1, server, tmp_path):
 
 # ---- download -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("behaviour", ["good", "elsewhere", "more-than-said"])
+@pytest.mark.parametrize("behaviour", ["good", "elsewhere", "more-than-said", "no-length"])
 def test_a_download_arrives(fetch, behaviour):
     assert fetch(behaviour) == fetch.path
     assert fetch.path.read_bytes() == PAYLOAD and not fetch.part.exists()
@@ -235,7 +252,8 @@ def test_a_download_arrives(fetch, behaviour):
 @pytest.mark.parametrize("behaviour, said", [
     ("403", "403"), ("404", "404"), ("429", "429"), ("500", "500"), ("503", "503"), ("always-416", "not a file"),
     ("silent", "timed out"), ("reset", "reset"), ("cut", "early"), ("short", "bytes"), ("long", "bytes"),
-    ("endless", "None bytes"), ("wrong", "not those"), ("page", "20 bytes"), ("page-in-chunks", "None bytes"),
+    ("endless", "more bytes"), ("wrong", "not those"), ("page", "20 bytes"), ("page-in-chunks", "a page"),
+    ("page-without-length", "a page"), ("no-length-cut", "early"),
     ("drip", "kB/s"), ("stall", "timed out"), ("circle", "redirect"), ("to-a-file", "not allowed"),
     ("gibberish", "not HTTP"), ("nothing", "closed"), ("no-content", "not a file")])
 def test_a_bad_answer_leaves_no_file_and_says_why(fetch, behaviour, said):
@@ -275,6 +293,28 @@ def test_a_bad_certificate_is_refused(chapter1, tmp_path):
     assert not (tmp_path / "archive").exists() and server.asked == []
 
 
+def certificates_of(module, monkeypatch, tmp_path, certifi):
+    """What `certificates` returns on a Python without any, as python.org's on a Mac, with or without certifi."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    if not certifi:
+        monkeypatch.setitem(sys.modules, "certifi", None)
+    return module.certificates.__wrapped__()
+
+
+def test_without_certificates_those_of_certifi_are_taken(chapter1, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("certifi")
+    context = certificates_of(chapter1, monkeypatch, tmp_path, certifi=True)
+    assert context.cert_store_stats()["x509_ca"] > 50 and context.verify_mode == ssl.CERT_REQUIRED and context.check_hostname
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps its certificates elsewhere")
+def test_without_any_certificates_it_says_what_to_run(chapter1, monkeypatch, tmp_path, capsys):
+    context = certificates_of(chapter1, monkeypatch, tmp_path, certifi=False)
+    assert context.verify_mode == ssl.CERT_REQUIRED and "Install Certificates.command" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("have", [0, 1, 1000, HALF, len(PAYLOAD) - 1])
 def test_it_goes_on_from_any_byte(fetch, have):
     fetch.part.write_bytes(PAYLOAD[:have])
@@ -289,6 +329,15 @@ def test_a_part_that_is_whole_needs_no_network(fetch):
     assert fetch.path.read_bytes() == PAYLOAD and fetch.asked == []
 
 
+def test_it_goes_on_through_a_proxy_that_removes_the_length(fetch):
+    fetch.part.write_bytes(PAYLOAD[:HALF])
+    with pytest.raises(ConnectionError, match="a page"):
+        fetch("page-without-length")
+    assert fetch.part.read_bytes() == PAYLOAD[:HALF]
+    fetch("no-length")
+    assert fetch.path.read_bytes() == PAYLOAD and fetch.asked[-1] == ("no-length", f"bytes={HALF}-")
+
+
 @pytest.mark.parametrize("behaviour", ["whole-again", "wrong-range", "nameless-range", "416"])
 def test_a_server_that_cannot_continue_sends_it_all(fetch, behaviour):
     fetch.part.write_bytes(PAYLOAD[:HALF])
@@ -299,7 +348,7 @@ def test_a_server_that_cannot_continue_sends_it_all(fetch, behaviour):
 @pytest.mark.parametrize("behaviour, begins", [("good", HALF), ("whole-again", 0), ("wrong-range", 0),
                                                ("nameless-range", 0), ("416", 0)])
 def test_where_an_answer_begins_is_read_from_the_answer(chapter1, server, behaviour, begins):
-    answer, start = chapter1.ask(f"{server.address}/{behaviour}", HALF)
+    answer, start = chapter1.connect(f"{server.address}/{behaviour}", HALF, 10)
     with answer:
         assert start == begins and answer.read(100) == PAYLOAD[begins:begins + 100]
 
@@ -357,7 +406,7 @@ def test_folder_names_of_all_kinds(chapter1, server, tmp_path, name):
     assert path.read_bytes() == PAYLOAD
 
 
-# ---- the roads together, with small archives ------------------------------------------------------
+# ---- the sources together, with small archives ----------------------------------------------------
 
 COUNT = 20
 
@@ -392,10 +441,13 @@ def world(chapter1, server, tmp_path, monkeypatch):
     archives = {"cifar-10-python.tar.gz": tar_of(batches), "cifar-10-binary.tar.gz": tar_of(plain)}
     known = {name: ("md5", hashlib.md5(raw).hexdigest(), {member: len(content) for member, content in members})
              for (name, raw), members in zip(archives.items(), [batches, plain])}
+    known_batches = {name.split("/")[1]: (len(raw), hashlib.md5(raw).hexdigest()) for name, raw in batches}
     python = archives["cifar-10-python.tar.gz"]
     server.files["/good"] = python
     monkeypatch.setattr(chapter1, "RECORD_MD5", {n: hashlib.md5(r.tobytes()).hexdigest() for n, r in records.items()})
     monkeypatch.setattr(chapter1, "ARCHIVES", known)
+    monkeypatch.setattr(chapter1, "BATCHES", known_batches)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setattr(chapter1, "PYTHON_BYTES", len(python))
     monkeypatch.setattr(chapter1, "MIRRORS", [f"{server.address}/good"])
     monkeypatch.setattr(chapter1, "GENERATED", False)
@@ -404,11 +456,13 @@ def world(chapter1, server, tmp_path, monkeypatch):
     monkeypatch.setattr(chapter1, "batch_to_records", functools.partial(chapter1.batch_to_records, count=COUNT))
     monkeypatch.setattr(chapter1.shutil, "which", lambda name: None)
     monkeypatch.setattr(chapter1, "download", functools.partial(chapter1.download, slowest=20_000, window=0.3))
+
     def mirrors(*names):
         monkeypatch.setattr(chapter1, "MIRRORS", [f"{server.address}/{name}" for name in names])
 
     return types.SimpleNamespace(chapter=chapter1, data=data, store=chapter1.STORE, records=records,
-                                 archives=archives, known=known, server=server, mirrors=mirrors)
+                                 archives=archives, known=known, server=server, mirrors=mirrors,
+                                 batches={name.split("/")[1]: raw for name, raw in batches}, keras=tmp_path / "keras" / "datasets")
 
 
 def arrived(world):
@@ -446,13 +500,81 @@ def test_an_archive_put_there_by_hand_is_used_and_kept(world, name):
     assert (world.data / name).read_bytes() == world.archives[name]
 
 
+@pytest.mark.parametrize("name", ["cifar-10-python (1).tar.gz", "cifar-10-batches-py.tar.gz", "cifar-10-python(2).tgz",
+                                  "CIFAR cifar-10.tar.gz"])
+def test_an_archive_is_known_by_its_digest_whatever_it_is_called(world, name):
+    (world.data / name).write_bytes(world.archives["cifar-10-python.tar.gz"])
+    world.chapter.get_cifar10()
+    assert arrived(world) and world.server.asked == []
+    assert sorted(path.name for path in world.data.iterdir()) == sorted([name, world.store.name])
+
+
+def test_the_archive_that_keras_has_kept_is_used(world):
+    world.keras.mkdir(parents=True)
+    (world.keras / "cifar-10-batches-py.tar.gz").write_bytes(world.archives["cifar-10-python.tar.gz"])
+    world.chapter.get_cifar10()
+    assert arrived(world) and world.server.asked == [] and len(list(world.keras.iterdir())) == 1
+
+
+@pytest.mark.parametrize("place", ["torchvision", "keras", "newer keras"])
+def test_files_that_others_have_unpacked_are_used(world, place):
+    name = "cifar-10-batches-py"
+    folder = {"torchvision": world.data / name, "keras": world.keras / name,
+              "newer keras": world.keras / f"{name}-target" / name}[place]
+    folder.mkdir(parents=True)
+    for batch, raw in world.batches.items():
+        (folder / batch).write_bytes(raw)
+    (folder / "batches.meta").write_bytes(pickle.dumps(Calls(os.mkdir, "canary")))
+    world.chapter.get_cifar10()
+    assert arrived(world) and world.server.asked == []
+    assert all((folder / batch).read_bytes() == raw for batch, raw in world.batches.items())
+
+
+@pytest.mark.parametrize("damage", ["a bit", "short", "a pickle with code", "a folder", "missing"])
+def test_of_six_unpacked_files_five_are_used(world, damage, capsys, monkeypatch):
+    folder = world.data / "cifar-10-batches-py"
+    folder.mkdir()
+    for batch, raw in world.batches.items():
+        (folder / batch).write_bytes(raw)
+    bad, raw = folder / "data_batch_3", bytearray(world.batches["data_batch_3"])
+    raw[1000] ^= 1
+    bad.unlink()
+    if damage == "a folder":
+        bad.mkdir()
+    elif damage != "missing":
+        bad.write_bytes({"a bit": raw, "short": raw[:-1], "a pickle with code": pickle.dumps(Calls(os.mkdir, "canary"))}[damage])
+    saved, save = [], world.chapter.save_records
+    monkeypatch.setattr(world.chapter, "save_records", lambda *given: (saved.append(given[1]), save(*given)))
+    world.chapter.get_cifar10()
+    assert arrived(world) and world.server.asked == [("good", None)]
+    assert saved[-1] == "data_batch_3.bin" and len(saved) == 6  # the archive gave that one alone
+    assert ("data_batch_3 is damaged" in capsys.readouterr().out) == (damage != "missing")
+
+
+def test_a_batch_file_is_judged_before_it_is_opened(world, monkeypatch):
+    folder = world.data / "cifar-10-batches-py"
+    folder.mkdir()
+    for batch, raw in world.batches.items():
+        (folder / batch).write_bytes(raw[:-1] + b"!")
+    monkeypatch.setattr(world.chapter, "batch_to_records", lambda *_: pytest.fail("it was opened"))
+    assert list(world.chapter.unpacked(folder)) == []
+
+
 def test_a_damaged_archive_is_never_opened(world, monkeypatch):
     path = world.data / "cifar-10-binary.tar.gz"
     path.write_bytes(world.archives[path.name][:-1] + b"!")
-    monkeypatch.setattr(world.chapter, "members", lambda *_: pytest.fail("it was opened"))
-    with pytest.raises(ValueError, match="damaged or another file"):
-        list(world.chapter.unpack(path))
+    monkeypatch.setattr(world.chapter.tarfile, "open", lambda *_: pytest.fail("it was opened"))
+    for name in (None, path.name):
+        with pytest.raises(ValueError, match="damaged or another file"):
+            list(world.chapter.unpack(path, name))
     assert path.exists()
+
+
+def test_a_damaged_archive_does_not_stand_in_the_way(world):
+    path = world.data / "cifar-10-python.tar.gz"
+    path.write_bytes(b"half of it")
+    world.chapter.get_cifar10()
+    assert arrived(world) and path.read_bytes() == world.archives[path.name]  # replaced, and kept as yours
 
 
 def test_no_room_is_said_before_the_download(world, monkeypatch):
@@ -484,6 +606,58 @@ def test_a_file_where_the_folder_should_be(world, monkeypatch):
     with pytest.raises(OSError, match="cannot be made.*NOLABELS_DATA"):
         world.chapter.get_cifar10()
     assert path.read_text() == "mine"
+
+
+@contextlib.contextmanager
+def as_nobody():
+    """Without root's right to write anywhere."""
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.fixture
+def read_only(world):
+    """read_only(): from now on nobody may write into the data folder, and everyone read it."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("Windows has no folders without the right to write")
+    parents = [parent for parent in world.data.parents if parent.stat().st_uid == os.geteuid() and parent.stat().st_mode & 0o077 == 0]
+
+    def lock():
+        for parent in parents:
+            parent.chmod(0o711)
+        for path in [world.data, *world.data.rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+
+    yield lock
+    for parent in parents:
+        parent.chmod(0o700)
+    for path in [world.data, *world.data.rglob("*")]:
+        path.chmod(0o700)
+
+
+def test_a_read_only_folder_with_the_pictures_is_enough(world, read_only):
+    world.chapter.get_cifar10()
+    world.server.asked.clear()
+    read_only()
+    with as_nobody():
+        assert world.chapter.get_cifar10() == world.store and arrived(world)
+    assert world.server.asked == []
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_read_only_folder_without_the_pictures_is_one_sentence(world, read_only, archive):
+    if archive:
+        (world.data / "cifar-10-python.tar.gz").write_bytes(world.archives["cifar-10-python.tar.gz"])
+    read_only()
+    with as_nobody(), pytest.raises(OSError, match="Permission denied.*NOLABELS_DATA") as caught:
+        world.chapter.get_cifar10()
+    assert "\n" not in str(caught.value) and len(list(world.data.iterdir())) == archive
 
 
 def test_a_folder_that_cannot_be_written(world, monkeypatch):
@@ -608,7 +782,7 @@ BAD_ARCHIVES = {
 
 @pytest.fixture
 def unpack(chapter1, tmp_path, monkeypatch):
-    """unpack(bytes): the members that chapter 1 takes from an archive whose digest is in order."""
+    """unpack(bytes): the members that are taken from an archive whose digest is in order."""
     path = tmp_path / "in here" / "cifar-10-binary.tar.gz"
     path.parent.mkdir()
 
@@ -935,7 +1109,7 @@ GOOD = {"chapter": "50", "preset": "smoke", "data_md5": "generated", "rows": {"a
 DAMAGED = {
     "truncated": b'{"chapter": "50", "pres', "empty": b"", "not JSON": b"rows = 3", "binary": bytes(range(256)),
     "a pickle with code": pickle.dumps(Calls(os.mkdir, "canary"), 2), "a list": b"[1, 2]", "a number": b"7",
-    "an older layout": b'{"chapter": "50", "preset": "smoke", "accuracy": 3}', "deep": b"[" * 100_000,
+    "deep": b"[" * 100_000,
     "NaN": json.dumps({**GOOD, "rows": {"a": float("nan")}}).encode(),
     "infinity": json.dumps({**GOOD, "rows": {"a": float("inf")}}).encode(),
 }
@@ -964,10 +1138,12 @@ def test_an_unreadable_results_file_is_passed_over(chapter1, results, capsys):
     assert chapter1.earlier("50")[1] == "recorded run" and "damaged" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("change", [{"preset": "quick"}, {"data_md5": "0" * 32}, {"chapter": "51"}, {"rows": [1]}])
-def test_results_of_something_else_are_not_taken(chapter1, results, change):
-    (results / "50.json").write_text(json.dumps({**GOOD, **change}))
-    assert chapter1.earlier("50") == ({"rows": "recorded"}, "recorded run")
+@pytest.mark.parametrize("change", [{"preset": "quick"}, {"data_md5": "0" * 32}, {"chapter": "51"}, {"rows": [1]},
+                                    {"rows": None}])
+def test_results_of_something_else_or_of_an_unfinished_run_are_not_taken(chapter1, results, change, capsys):
+    content = {**GOOD, **change}
+    (results / "50.json").write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    assert chapter1.earlier("50") == ({"rows": "recorded"}, "recorded run") and capsys.readouterr().out == ""
     (results / "50.json").write_text(json.dumps(GOOD))
     assert chapter1.earlier("50")[1] == "this machine's run"
 
@@ -980,8 +1156,15 @@ def test_nan_is_never_saved(chapter1, results):
     assert (results / "50.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("writer failed"),
-                                   KeyboardInterrupt(), MemoryError()], ids=lambda error: type(error).__name__)
+def wrapped(error, cause):
+    """An error as it looks when it was raised while another was handled."""
+    error.__context__ = cause
+    return error
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError(),
+                                   wrapped(RuntimeError("unexpected pos 704 vs 598"), OSError(28, "No space left on device")),
+                                   RuntimeError("CUDA out of memory. Tried to allocate 20 MiB")], ids=repr)
 def test_a_write_that_is_cut_leaves_the_old_file_whole(chapter1, tmp_path, error):
     path = tmp_path / "file"
     chapter1.write_atomic(path, lambda file: file.write(b"old"))
@@ -990,11 +1173,25 @@ def test_a_write_that_is_cut_leaves_the_old_file_whole(chapter1, tmp_path, error
         file.write(b"half of the n")
         raise error
 
-    with pytest.raises((OSError, KeyboardInterrupt, MemoryError)) as caught:
+    with pytest.raises((OSError, KeyboardInterrupt, MemoryError, RuntimeError)) as caught:
         chapter1.write_atomic(path, write)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-    if isinstance(error, (OSError, RuntimeError)):
-        assert "NOLABELS_DATA" in str(caught.value)
+    if "pos" in str(error) or isinstance(error, OSError):
+        assert isinstance(caught.value, OSError) and "No space left" in str(caught.value) and "NOLABELS_DATA" in str(caught.value)
+    else:
+        assert caught.value is error  # a GPU without memory is no full disk
+
+
+def test_a_full_disk_is_told_from_torch_saves_error(chapter1, tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large.*NOLABELS_DATA"):
+            chapter1.write_atomic(tmp_path / "weights", lambda file: torch.save(torch.zeros(100_000), file))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 @needs_fork
@@ -1016,9 +1213,12 @@ def test_a_killed_write_leaves_the_old_file_whole(chapter1, tmp_path):
 @pytest.mark.parametrize("change, said", [
     ({"preset": "fast"}, "quick.*full.*long.*smoke"), ({"preset": ""}, "NOLABELS_PRESET"),
     ({"seeds": "a"}, "NOLABELS_SEEDS.*0,1,2"), ({"seeds": ""}, "NOLABELS_SEEDS"), ({"seeds": "0;1"}, "NOLABELS_SEEDS"),
-    ({"seeds": "1.5"}, "NOLABELS_SEEDS"), ({"device": "tpu"}, "NOLABELS_DEVICE is"), ({"device": ""}, "NOLABELS_DEVICE is")])
+    ({"seeds": "1.5"}, "NOLABELS_SEEDS"), ({"seeds": "-1"}, "NOLABELS_SEEDS.*from 0 on"), ({"seeds": "0,-2"}, "NOLABELS_SEEDS"),
+    ({"seeds": "0,0"}, "different whole numbers"), ({"network": "theirs"}, "NOLABELS_NETWORK.*train.*recorded"),
+    ({"network": ""}, "NOLABELS_NETWORK"), ({"device": "tpu"}, "NOLABELS_DEVICE.*cpu.*auto"),
+    ({"device": ""}, "NOLABELS_DEVICE.*cpu.*auto")])
 def test_a_wrong_setting_says_what_to_write(chapter1, change, said):
-    given = {"preset": "quick", "seeds": "0", "device": "cpu", "data": "", "results": "", **change}
+    given = {"preset": "quick", "seeds": "0", "device": "cpu", "network": "train", "data": "", "results": "", **change}
     with pytest.raises(ValueError, match=said):
         chapter1.check_parameters(**given)
 
@@ -1028,11 +1228,48 @@ def test_a_device_that_is_not_there_is_said(chapter1, monkeypatch, device):
     monkeypatch.setattr(chapter1.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(chapter1.torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ValueError, match='finds no.*NOLABELS_DEVICE to "auto"'):
-        chapter1.check_parameters("quick", "0", device, "", "")
+        chapter1.check_parameters("quick", "0", device, "train", "", "")
+
+
+def test_a_gpu_that_pytorch_lists_and_cannot_use(chapter1, monkeypatch, capsys):
+    def ones(*sizes, device):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ...")
+
+    monkeypatch.setattr(chapter1.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(chapter1.torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(chapter1.torch, "ones", ones)
+    with pytest.raises(ValueError, match="no kernel image.*NOLABELS_DEVICE") as caught:
+        chapter1.check_parameters("quick", "0", "cuda", "train", "", "")
+    assert "\n" not in str(caught.value) and capsys.readouterr().out == ""
+    preset, _, device, *_ = chapter1.check_parameters("auto", "0", "auto", "train", "", "")
+    said = capsys.readouterr().out
+    assert (preset, str(device)) == ("quick", "cpu") and "GPU is not used" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("files, count", [
+    ({"cpu.max": "200000 100000"}, 2), ({"cpu.max": "150000 100000"}, 1), ({"cpu.max": "50000 100000"}, 1),
+    ({"cpu.max": "max 100000"}, 16), ({"cpu.max": "9900000 100000"}, 16), ({"cpu.max": "nonsense"}, 16), ({}, 16),
+    ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 16)])
+def test_a_containers_quota_of_cpus_is_kept_to(chapter1, monkeypatch, tmp_path, files, count):
+    monkeypatch.setattr(chapter1.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert chapter1.allowed_cpus(tmp_path) == count
+
+
+def test_never_more_threads_than_cpus(tmp_path):
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("no affinity here")
+    code = ("import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); sys.path.insert(0, sys.argv[1]); import torch;"
+            "torch.set_num_threads(7); import weave; weave.namespace(1, PRESET='smoke', DATA=sys.argv[2]); print(torch.get_num_threads())")
+    done = subprocess.run([sys.executable, "-c", code, str(nbtools.ROOT / "tools"), str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.strip() == "1", done.stderr
 
 
 def test_settings_survive_a_second_run_of_their_cell(chapter1):
-    once = chapter1.check_parameters("quick", "0,1,2", "cpu", "some folder/ñ", "")
+    once = chapter1.check_parameters("quick", "0,1,2", "cpu", "train", "some folder/ñ", "")
     assert chapter1.check_parameters(*once) == once and once[1] == [0, 1, 2]
 
 
@@ -1043,7 +1280,7 @@ def test_a_notebook_opened_from_another_folder_finds_the_data_or_makes_its_own(c
     (tmp_path / "repository" / "data").mkdir(parents=True)
     (tmp_path / "repository" / "data" / "README.md").touch()
     monkeypatch.chdir(tmp_path / place)
-    *_, data, results = chapter1.check_parameters("quick", "0", "cpu", "", "")
+    *_, data, results = chapter1.check_parameters("quick", "0", "cpu", "train", "", "")
     assert (str(data), str(results)) == (expected, f"{expected}/runs")
 
 
@@ -1051,7 +1288,7 @@ def test_a_notebook_opened_from_another_folder_finds_the_data_or_makes_its_own(c
 
 def open_chapter(data):
     """Run the first cells of chapter 1, as a reader does who opens it."""
-    return chain.namespace(1, PRESET="smoke", DEVICE="cpu", DATA=data)
+    return weave.namespace(1, PRESET="smoke", DEVICE="cpu", DATA=data)
 
 
 @pytest.mark.parametrize("version", ["2.8.0", "2.8.1+cpu", "1.13.1", "2.0.0a0+git1"])
@@ -1085,7 +1322,7 @@ def test_a_home_folder_that_cannot_be_written_is_not_needed(tmp_path):
     place = dict(os.environ, HOME=str(home), NOLABELS_DATA=str(tmp_path / "data"), NOLABELS_DEVICE="cpu")
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "MPLCONFIGDIR", "JUPYTER_RUNTIME_DIR"):
         place.pop(name, None)
-    done = subprocess.run([sys.executable, chain.ROOT / "tools" / "run.py", "--here", "--preset", "smoke", "--chapters", "1"],
+    done = subprocess.run([sys.executable, nbtools.ROOT / "tools" / "run.py", "--here", "--preset", "smoke", "--chapters", "1"],
                           env=place, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "data" / "runs" / "01.json").is_file()
