@@ -23,8 +23,8 @@ TEACHING = """
     load_split CIFAR10 MEAN STD normalize crop_and_flip random_boxes random_colours random_view distort finds_original
     seeded split_indices labelled_subset Block Backbone make_classifier orthogonalize Muon make_optimizer set_learning_rate minibatch
     augment train_supervised predict accuracy supervised_settings
-    cross_correlation barlow_twins_loss make_projector Method barlow_twins pretrain knn_accuracy whiten features_of linear_probe
-    spread_labels pretraining_settings""".split()
+    cross_correlation barlow_twins_loss make_projector Method barlow_twins pretrain knn_accuracy whitening features_of fit_softmax
+    linear_probe spread_labels pretraining_settings""".split()
 
 
 def run_at_smoke(path, folder):
@@ -96,7 +96,9 @@ def test_runs_alone_and_a_second_run_loads_what_the_first_trained(alone):
     path, folder, first, second, (first_rows, first_checkpoints) = alone
     assert output_faults(first) == output_faults(second) == []
     assert {entry.name for entry in folder.iterdir()} - {"data"} == {path.name, "executed"}
-    assert checkpoints(folder) == first_checkpoints and rows(folder, path) == first_rows
+    assert rows(folder, path) == first_rows
+    if path in CHAPTERS:  # appendix B trains its demonstrations anew
+        assert checkpoints(folder) == first_checkpoints
 
 
 def test_alone_and_after_the_others_it_finds_the_same(alone, series):

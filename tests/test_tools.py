@@ -369,7 +369,7 @@ def test_networks_are_published_with_the_record_and_watched(recorded):
     import hashlib
     folder.mkdir(exist_ok=True)
     (folder / "net.pt").write_bytes(path.read_bytes())
-    return "net.pt", hashlib.sha256(path.read_bytes()).hexdigest()''')])
+    return {"net.pt": hashlib.sha256(path.read_bytes()).hexdigest()}''')])
     checkpoints, place = recorded.root / "data" / "checkpoints", recorded.root / "data" / "networks"
     recorded.edit(recorded.one, "end", 'save({}, publish=["net"])')
     with says("net were trained on another machine"):

@@ -286,7 +286,8 @@ def tidy(outputs):
             merged.append(output)
     for output in merged:
         if output["output_type"] == "stream":
-            output["text"] = re.sub(r"[^\n]*\r(?=[^\n])", "", output["text"].replace("\r\n", "\n"))
+            text = re.sub(r"[^\n]*\r(?=[^\n])", "", output["text"].replace("\r\n", "\n"))
+            output["text"] = re.sub(r" *\r\Z", "", text)  # a progress bar that was wiped away
     return merged
 
 

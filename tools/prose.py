@@ -47,7 +47,7 @@ def took(found):
     if not {"rows", "preset", "seeds", "seconds", "hardware"} <= set(found):
         return None
     units = [unit for name, unit in found.get("remembered", {}).items() if name.split()[0] == found["preset"]]
-    seconds = sum(unit.get("seconds", 0) for unit in units) or found["seconds"]
+    seconds = 60 * found.get("minutes", 0) or sum(unit.get("seconds", 0) for unit in units) or found["seconds"]
     time = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.{int(seconds < 600)}f} minutes"
     seeds = f"seed{'s' * (len(found['seeds']) > 1)} {in_words(found['seeds'])}"
     text = (f"Recorded run: preset {found['preset']}, {seeds}, {time}{' of training' * bool(units)}"

@@ -178,7 +178,7 @@ def publish(name, found, preset):
         if there:
             m = m or namespace(int(name), PRESET=preset)
             newest = max(there, key=lambda path: path.stat().st_mtime)
-            kept.update([m.publish(newest, nbtools.ROOT / "data" / "networks")])
+            kept.update(m.publish(newest, nbtools.ROOT / "data" / "networks"))
     return kept
 
 

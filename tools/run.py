@@ -1,6 +1,6 @@
 """Make an environment, get CIFAR-10, run the chapters and show what came out.
 
-    python3 tools/run.py                  chapters 1 to 3 at preset quick: about ten minutes on two cores
+    python3 tools/run.py                  chapters 1 to 3 at preset quick: about a quarter of an hour on two cores
     python3 tools/run.py --cpu            the same, with the smaller PyTorch that has no CUDA inside
     python3 tools/run.py --here           in the Python environment this is started from
     python3 tools/run.py --preset full --chapters 2,3

@@ -220,6 +220,8 @@ def plain(node):
     fields = dict(ast.iter_fields(node))
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
         fields["body"] = node.body[1:]
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 leaves empty pieces in f"{x:}"
+        fields["values"] = [piece for piece in node.values if getattr(piece, "value", None) != ""]
     return [type(node).__name__, *([name, plain(value)] for name, value in fields.items()
                                    if value not in (None, []) and name not in ("kind", "type_comment"))]
 
