@@ -377,6 +377,8 @@ def test_results_come_back_as_they_were_saved(chapter1):
 
 def test_without_a_run_the_recorded_one_is_shown(chapter1, monkeypatch):
     monkeypatch.setattr(chapter1, "RECORDED", {"98": {"rows": {}}})
+    assert chapter1.earlier("98") == (None, "nothing")  # never beside generated pictures
+    monkeypatch.setattr(chapter1, "GENERATED", False)
     assert chapter1.earlier("98") == ({"rows": {}}, "recorded run")
     assert chapter1.earlier("99") == (None, "nothing")
 

@@ -1121,6 +1121,8 @@ def results(chapter1, canary, tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("results")
     monkeypatch.setattr(chapter1, "RESULTS", folder)
     monkeypatch.setattr(chapter1, "RECORDED", {"50": {"rows": "recorded"}})
+    monkeypatch.setattr(chapter1, "GENERATED", False)  # at smoke a recorded run is never shown
+    monkeypatch.setattr(chapter1, "data_md5", lambda folder: "generated")
     return folder
 
 
