@@ -24,7 +24,9 @@ TEACHING = """
     seeded split_indices labelled_subset Block Backbone make_classifier orthogonalize Muon make_optimizer set_learning_rate minibatch
     augment train_supervised predict accuracy supervised_settings
     cross_correlation barlow_twins_loss make_projector Method barlow_twins pretrain knn_accuracy whitening features_of fit_softmax
-    linear_probe spread_labels pretraining_settings""".split()
+    linear_probe spread_labels pretraining_settings supervised_network pretrained untrained watch
+    spectrum k_means matched clustering_marks log_densities gaussian_mixture dbscan neighbour_distances bend learn_patches encode
+    neighbour_map""".split()
 
 
 def run_at_smoke(path, folder):

@@ -154,7 +154,7 @@ def in_environment(script, given, rest, dev=False):
 ROWS = (("raw_pixels", "raw pixels, linear"), ("random_frozen", "untrained backbone, linear"),
         ("supervised", "supervised"), ("bt_linear", "Barlow Twins, linear"), ("bt_knn", "Barlow Twins, k-NN"),
         ("bt_knn_whitened", "the same, whitened"), ("bt_spread", "few labels, all pictures"),
-        ("bt_finetuned", "Barlow Twins, fine-tuned"))
+        ("bt_finetuned", "Barlow Twins, fine-tuned"), ("patches_linear", "K-Means on patches, linear"))
 
 
 def rows(folder, names):
