@@ -756,6 +756,8 @@ def test_the_benchmark_measures_every_figure_with_the_chapters_code(chapter3):
     found = bench.measure(m, m.CIFAR10(m.get_cifar10(), train=True), SMALL, rounds=1, count=2, image_counts=(500, 1500))
     assert found["speedup"] == pytest.approx(found["pairs_per_second"]["ours"] / found["pairs_per_second"]["plain"])
     assert 0 < found["augmentation_share"] < 1 and found["share_of_peak"] > 0
+    assert found["two_processes"]["speedup"] == pytest.approx(
+        found["two_processes"]["pairs_per_second"] / found["pairs_per_second"]["ours"])
     assert set(found["images"]) == {"500", "1500"} and not list(m.DATA.rglob("bench*.pt"))
 
 

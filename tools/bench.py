@@ -7,7 +7,8 @@ Each figure is the median over rounds, in which all are measured in turn: pairs 
 step and of the plain way (float32, PyTorch's default memory format, torchvision's transforms picture by picture in a
 DataLoader with the better of 0 and 2 workers, AdamW; same network, batch and sizes of views); the share of a step that
 augmentation takes; the floating-point operations a second of a step as a share of what a large matrix product in the same
-precision reaches; seconds an epoch with 12,500 to 50,000 pictures.
+precision reaches; seconds an epoch with 12,500 to 50,000 pictures; on processors the step of tools/pretrain.py as well, with
+two processes of one thread each.
 """
 
 import argparse
@@ -15,20 +16,22 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from unittest import mock
 
 import nbtools
+import pretrain
 from nbtools import Stop, guarded, write_text
 from weave import namespace
 
 WARM = 3  # steps before the clock starts
 
 
-def ours(m, images, settings, count):
+def ours(m, images, settings, count, method=None):
     """(seconds a step of chapter 3's own loop, the share of augmentation in it, operations a step)."""
-    marks, spent, counted, random_view = [], [], [], m.random_view
+    marks, spent, counted = [], [], []
 
     def steps(state, *_, **__):
         state["history"] = {"counts": counted}
@@ -43,12 +46,12 @@ def ours(m, images, settings, count):
 
     def view(*given):
         began = m.clock()
-        made = random_view(*given)
+        made = m.random_view(*given)
         spent.append(m.clock() - began)
         return made
 
-    with mock.patch.multiple(m, resumable=steps, random_view=view):
-        m.pretrain(images, m.barlow_twins, dict(settings, steps=WARM + count), 0, "bench")
+    with mock.patch.object(m, "resumable", steps):
+        m.pretrain(images, method or m.barlow_twins, dict(settings, steps=WARM + count), 0, "bench", None, view)
     views, seconds = len(spent) // (WARM + count), marks[-1] - marks[WARM]
     return seconds / count, sum(spent[views * WARM:]) / seconds, counted[0]
 
@@ -81,6 +84,26 @@ def plain(m, dataset, settings, count, workers):
     raise Stop(f"{count + WARM} batches of {settings['batch']} are more than there are pictures.")
 
 
+def two_processes(m, settings, count):
+    """Seconds a step of two processes, one thread each, that share the minibatch."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    place = {"NOLABELS_PRESET": m.PRESET, "NOLABELS_DATA": str(m.DATA.resolve()), "NOLABELS_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--one-of-two", json.dumps([settings, count])], env={**os.environ, **place},
+                          capture_output=True, text=True)
+    if done.returncode:
+        raise Stop(f"Two processes could not be timed:\n{done.stderr[-2000:]}")
+    return float(done.stdout.split()[-1])
+
+
+def one_of_two(settings, count):
+    """Run by torchrun: the first process prints the seconds a step."""
+    m = namespace(3, NETWORK="train")
+    pretrain.join(m)
+    images = m.load_split(m.get_cifar10(), train=True)[0]
+    with pretrain.together(m, images, m.barlow_twins, settings, 0, "bench", None, m.random_view) as (_, method, *_):
+        print(ours(m, images, settings, count, method)[0])
+
+
 def peak(m, side=4096):
     """Floating-point operations a second of a product of two square matrices, the best of five."""
     a, b = (m.torch.randn(side, side, device=m.DEVICE, dtype=m.MACHINE["precision"]) for _ in "ab")
@@ -102,6 +125,7 @@ def measure(m, dataset, settings, rounds=3, count=20, image_counts=(12_500, 25_0
         for name, work in {
             **{n: lambda n=n: ours(m, dataset.images[:n], settings, count) for n in image_counts},
             **{f"plain {workers}": lambda workers=workers: plain(m, dataset, settings, count, workers) for workers in (0, 2)},
+            **({"two": lambda: two_processes(m, settings, count)} if m.DEVICE.type == "cpu" else {}),
             "peak": lambda: peak(m),
         }.items():
             seen.setdefault(name, []).append(work())
@@ -109,12 +133,14 @@ def measure(m, dataset, settings, rounds=3, count=20, image_counts=(12_500, 25_0
     step, pairs = steps[image_counts[-1]], settings["batch"]
     slow = min(statistics.median(seen[f"plain {workers}"]) for workers in (0, 2))
     _, shares, operations = zip(*seen[image_counts[-1]])
+    two = statistics.median(seen["two"]) if "two" in seen else None
     return {
         "hardware": m.hardware(), "precision": str(m.MACHINE["precision"]).removeprefix("torch."), "rounds": rounds,
         "versions": {"python": platform.python_version(), "torch": m.torch.__version__, "torchvision": m.torchvision.__version__},
         "pairs_per_second": {"ours": pairs / step, "plain": pairs / slow}, "speedup": slow / step,
         "augmentation_share": statistics.median(shares), "share_of_peak": operations[0] / step / statistics.median(seen["peak"]),
         "images": {str(n): n // pairs * steps[n] for n in image_counts},
+        **({"two_processes": {"pairs_per_second": pairs / two, "speedup": step / two}} if two else {}),
     }
 
 
@@ -123,8 +149,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20, help="steps timed in each measurement")
+    parser.add_argument("--one-of-two", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
     os.chdir(nbtools.ROOT / "notebooks")
+    if given.one_of_two:
+        one_of_two(*given.one_of_two)
+        return 0
     m = namespace(3, PRESET="full")
     began = time.time()
     figures = measure(m, m.CIFAR10(m.get_cifar10(), train=True), m.pretraining_settings("full"), given.rounds, given.steps)
