@@ -536,7 +536,7 @@ def test_a_jupyter_cell_and_an_imported_module_have_the_same_fingerprint(m):
 
 
 PYTHONS = '''
-import ast, hashlib, json, linecache, symtable, textwrap
+import ast, functools, hashlib, json, linecache, symtable, textwrap
 {code}
 text = open({file!r}, encoding="utf-8").read()
 trees = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.Lambda))]
