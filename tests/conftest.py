@@ -31,3 +31,9 @@ def chapter2(smoke_data):
 def chapter3(smoke_data):
     """The teaching cells of chapters 1 to 3, and all machinery."""
     return kept(3, smoke_data)
+
+
+@pytest.fixture(scope="session")
+def chapter4(smoke_data):
+    """The teaching cells of chapters 1 to 4, and all machinery."""
+    return kept(4, smoke_data)

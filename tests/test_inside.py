@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import weave
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import DBSCAN, KMeans
 from sklearn.datasets import load_digits
@@ -15,11 +14,10 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.mixture import GaussianMixture
 
 
-@pytest.fixture(scope="module")
-def m(smoke_data):
-    """The teaching cells of chapters 1 to 4, and all machinery."""
-    return weave.namespace(4, PRESET="smoke", SEEDS="0", DEVICE="cpu", NETWORK="train", DATA=smoke_data,
-                           RESULTS=smoke_data / "runs")
+@pytest.fixture
+def m(chapter4):
+    """Chapter 4's kept cells."""
+    return chapter4
 
 
 @pytest.fixture(scope="module")
