@@ -26,7 +26,9 @@ TEACHING = """
     cross_correlation barlow_twins_loss make_projector Method barlow_twins pretrain knn_accuracy whitening features_of fit_softmax
     linear_probe spread_labels pretraining_settings supervised_network pretrained untrained watch
     spectrum k_means matched clustering_marks log_densities gaussian_mixture dbscan neighbour_distances bend learn_patches encode
-    neighbour_map""".split()
+    neighbour_map
+    embed simclr_loss simclr moco_loss follow Queue keys_of moco sinkhorn swav_loss swav vicreg_loss vicreg sigreg lejepa_loss lejepa
+    cousins_settings own_settings""".split()
 
 
 def run_at_smoke(path, folder):

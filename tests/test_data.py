@@ -251,29 +251,25 @@ def test_no_jitter_and_no_grey_is_no_change(chapter1):
     assert torch.equal(matrix, torch.eye(3).expand(10, 3, 3)) and (contrast == 1).all()
 
 
-@pytest.fixture
-def no_colours(chapter1, monkeypatch):
-    monkeypatch.setattr(chapter1, "random_colours", lambda n, generator: (torch.eye(3).repeat(n, 1, 1), torch.ones(n)))
+def no_colours(n, generator):
+    return torch.eye(3).repeat(n, 1, 1), torch.ones(n)
 
 
-def whole(n, mirror=1.0):
-    maps = torch.zeros(n, 2, 3)
-    maps[:, 0, 0], maps[:, 1, 1] = mirror, 1.0
-    return maps
+def whole(n, generator):
+    return torch.eye(2, 3).repeat(n, 1, 1)
 
 
-def test_view_of_the_whole_picture_is_the_picture(chapter1, images, no_colours, monkeypatch):
-    monkeypatch.setattr(chapter1, "random_boxes", lambda n, *_: whole(n))
-    assert torch.allclose(chapter1.random_view(images, seeded(), 32), chapter1.normalize(images), atol=1e-4)
-    monkeypatch.setattr(chapter1, "random_boxes", lambda n, *_: whole(n, -1.0))
-    assert torch.allclose(chapter1.random_view(images, seeded(), 32), chapter1.normalize(images).flip(3), atol=1e-4)
+def test_view_of_the_whole_picture_is_the_picture(chapter1, images):
+    view = chapter1.random_view(images, seeded(), 32, whole, no_colours)
+    assert torch.allclose(view, chapter1.normalize(images), atol=1e-4)
+    mirrored = chapter1.random_view(images, seeded(), 32, lambda *given: whole(*given) * torch.tensor([-1.0, 1, 1]), no_colours)
+    assert torch.allclose(mirrored, chapter1.normalize(images).flip(3), atol=1e-4)
 
 
-def test_view_of_a_box_is_torchvisions_resized_crop(chapter1, images, no_colours, monkeypatch):
+def test_view_of_a_box_is_torchvisions_resized_crop(chapter1, images):
     top, left, height, width, size = 4, 10, 20, 16, 24
     box = torch.tensor([[width / 32, 0, (2 * left + width) / 32 - 1], [0, height / 32, (2 * top + height) / 32 - 1]])
-    monkeypatch.setattr(chapter1, "random_boxes", lambda n, *_: box.repeat(n, 1, 1))
-    ours = chapter1.random_view(images[:20], seeded(), size)
+    ours = chapter1.random_view(images[:20], seeded(), size, lambda n, _: box.repeat(n, 1, 1), no_colours)
     theirs = v2.functional.resized_crop(images[:20] / 255, top, left, height, width, [size, size], antialias=False)
     theirs = (theirs - chapter1.MEAN) / chapter1.STD
     assert torch.allclose(ours[:, :, 1:-1, 1:-1], theirs[:, :, 1:-1, 1:-1], atol=1e-3)  # the rim looks past the box
@@ -289,9 +285,8 @@ def test_views_have_the_wanted_shape_and_range(chapter1, images, size):
     assert pixels.min() > -1e-5 and pixels.max() < 1 + 1e-5
 
 
-def test_views_recolour_as_the_slow_way_does(chapter1, images, monkeypatch):
-    monkeypatch.setattr(chapter1, "random_boxes", lambda n, *_: whole(n))
-    view = chapter1.random_view(images, seeded(), 32)
+def test_views_recolour_as_the_slow_way_does(chapter1, images):
+    view = chapter1.random_view(images, seeded(), 32, whole)
     assert torch.allclose(view, (recolour(chapter1, images) - chapter1.MEAN) / chapter1.STD, atol=1e-3)
 
 
@@ -310,6 +305,11 @@ def test_normalisation_is_an_argument(chapter1, images):
 def test_the_area_of_a_view_is_an_argument(chapter1):
     share = chapter1.random_boxes(5000, seeded(), area=(0.1, 0.3))[:, [0, 1], [0, 1]].abs().prod(1)
     assert 0.1 - 1e-6 <= share.min() and share.max() <= 0.3 + 1e-6
+
+
+def test_a_box_of_the_whole_area_is_the_whole_picture_or_its_mirror_image(chapter1):
+    maps = chapter1.random_boxes(200, seeded(), area=(1, 1), ratio=1)
+    assert torch.equal(maps.abs(), torch.eye(2, 3).repeat(200, 1, 1)) and 50 < (maps[:, 0, 0] < 0).sum() < 150
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.int64])
