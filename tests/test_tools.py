@@ -761,9 +761,26 @@ def test_the_benchmark_measures_every_figure_with_the_chapters_code(chapter3):
     assert set(found["images"]) == {"500", "1500"} and not list(m.DATA.rglob("bench*.pt"))
 
 
-@pytest.mark.parametrize("kind,reached", [("pretraining", {"knn", "linear_100", "linear_1"}), ("supervised", {"validation"})])
-def test_a_trial_reaches_figures_for_every_seed_on_validation_pictures(chapter3, kind, reached):
+FROZEN = {"knn", "knn_whitened", "linear_100", "linear_1"}
+
+
+@pytest.mark.parametrize("kind,changes,reached", [
+    ("pretraining", {}, FROZEN), ("pretraining", {"grey": 0.1, "small": (0.1, 0.5)}, FROZEN), ("supervised", {"percent": 10}, {"validation"})])
+def test_a_trial_reaches_figures_for_every_seed_on_validation_pictures(chapter3, kind, changes, reached):
     import search
-    found = search.run(chapter3, f"test-{kind}", kind, [0, 1], {"lr": 0.01})
+    found = search.run(chapter3, f"test-{kind}", kind, [0, 1], {"lr": 0.01, **changes})
     assert found["settings"]["lr"] == 0.01 and reached <= set(found)
     assert all(len(found[key]["seeds"]) == 2 and 0 <= found[key]["mean"] <= 100 for key in reached)
+
+
+def test_a_trial_draws_the_views_that_its_settings_say(chapter3):
+    import search
+    torch = chapter3.torch
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    views = {name: search.view(chapter3, {"sizes": (24, 16), **settings}) for name, settings in
+             {"same": {}, "grey": {"grey": 1.0}, "small": {"small": (1.0, 1.0)}}.items()}
+    drawn = {name: {size: view(images, chapter3.seeded(0), size) for size in (24, 16)} for name, view in views.items()}
+    assert torch.equal(drawn["same"][24], chapter3.random_view(images, chapter3.seeded(0), 24))
+    colours = drawn["grey"][24] * chapter3.STD + chapter3.MEAN
+    assert (colours - colours.mean(1, keepdim=True)).abs().max() < 1e-3
+    assert torch.equal(drawn["small"][24], drawn["same"][24]) and not torch.equal(drawn["small"][16], drawn["same"][16])

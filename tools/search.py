@@ -1,16 +1,17 @@
 """Try settings on the validation split, outside the chapters, with the chapters' own code.
 
     python3 tools/search.py              every trial below that data/results/search.json does not hold yet
-    python3 tools/search.py NAME ...     these trials; a method's name, simclr, means those of its trials not yet held
+    python3 tools/search.py NAME ...     these trials; supervised, pretraining or a method's name, simclr, means those of
+                                         its trials that are not held yet
     python3 tools/search.py --list       what there is
-    python3 tools/search.py --preset quick bt simclr moco swav vicreg lejepa
-                                         chapter 5's trials with the settings of that preset, noted as quick_NAME
+    python3 tools/search.py --preset quick ...
+                                         the same with the settings of that preset; the names begin with quick_
 
 Stopped, the same command continues with the trial that was running.
 
-A trial trains on the 45,000 training pictures, once for each seed, and is judged on the 5,000 validation pictures; the
-test pictures are never read. What it reached is written to data/results/search.json, the table that the chapters cite,
-and stays there whether it was good or bad.
+A trial trains on the 45,000 training pictures or a share of them, once for each seed, and is judged on the 5,000
+validation pictures; the test pictures are never read. What it reached is written to data/results/search.json, the table
+that the chapters cite, and stays there whether it was good or bad.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import json
 import os
 import statistics
 import sys
+from functools import partial
 
 import nbtools
 from nbtools import Stop, guarded, results, write_text
@@ -27,53 +29,84 @@ from weave import namespace
 OTHER = {"bt": ("weight", 0.0078, 0.02), "simclr": ("temperature", 0.5, 0.2), "moco": ("temperature", 0.2, 0.1),
          "swav": ("prototypes", 100, 300), "vicreg": ("weights", (25, 25, 1), (25, 25, 4)), "lejepa": ("weight", 0.05, 0.02)}
 TRIAL_STEPS = {"quick": (40, 48, 36, 48, 40, 44), "full": (550, 640, 510, 650, 570, 600)}  # equal seconds, as in the chapter
-COUSINS = {f"{method}_lr_{lr}_{key}_{value[-1] if key == 'weights' else value}".replace(".", "_"):
+COUSINS = {f"{method}_lr_{lr}_{key}_{value[-1] if key == 'weights' else value}":
            (method, [0], {"lr": lr, "adam_lr": lr / 100, key: value})
            for method, (key, *values) in OTHER.items() for value in values for lr in (0.05, 0.1, 0.2)}
 
-# {name: (kind, seeds, settings that differ from the preset's)}; a name can stand in a marker
-TRIALS = {
-    "pretraining": ("pretraining", [0], {"steps": 680}),
-    "supervised_100": ("supervised", [0], {"steps": 400}),
-    "supervised_100_lr_0_08": ("supervised", [0], {"steps": 400, "lr": 0.08}),
-    **COUSINS,
-}
+# Chapter 2: all labels in a sixth of the steps; 2 and 5 % of them in all steps
+SUPERVISED = {f"supervised_100_lr_{lr}": ("supervised", [0], {"percent": 100, "steps": 600, "lr": lr}) for lr in (0.04, 0.08, 0.12)}
+SUPERVISED |= {f"supervised_{percent}_{augment}_lr_{lr}": ("supervised", [0], {"percent": percent, "augment": augment, "lr": lr})
+               for percent in (2, 5) for augment in ("view", "crop") for lr in (0.04, 0.08)}
+
+# Chapter 3: 300 steps, one change each
+PRETRAINING = {"": {}, "_lr_0.05": {"lr": 0.05}, "_lr_0.2": {"lr": 0.2}, "_weight_0.004": {"weight": 0.004},
+               "_weight_0.015": {"weight": 0.015}, "_grey_0.1": {"grey": 0.1}, "_small_views": {"small": (0.1, 0.5)},
+               "_projector_2048": {"projector": (2048, 2048), "weight": 0.0039}}
+PRETRAINING = {f"pretraining{name}": ("pretraining", [0], {"steps": 300, **changes}) for name, changes in PRETRAINING.items()}
+
+# Chapter 3: the supervised network with few labels for its own steps and for more; with 10 % for as many seconds as
+# pretraining and fine-tuning take together
+LONGER = {"quick": {1: (150, 600), 10: (300, 1950)}, "full": {1: (550, 2200), 10: (1200, 30_000)}}
+
+
+def trials(preset):
+    """{name: (kind, seeds, settings that differ from the preset's)}; a name can stand in a marker."""
+    longer = {f"supervised_{percent}_steps_{steps}": ("supervised", [0], {"percent": percent, "steps": steps})
+              for percent, several in LONGER[preset].items() for steps in several}
+    tuning = {**SUPERVISED, **PRETRAINING} if preset == "full" else {}
+    before = "" if preset == "full" else f"{preset}_"
+    return {before + name.replace(".", "_"): trial for name, trial in {**tuning, **longer, **COUSINS}.items()}
 
 
 def run(m, name, kind, seeds, changes):
     """Run one trial; return its settings, its seeds and what it reached on validation, in percent."""
     images, labels = m.load_split(m.get_cifar10(), train=True)
     train, validation = m.split_indices(labels)
-    if kind == "pretraining":
+    if kind == "supervised":
+        settings = {**m.supervised_settings(m.PRESET)[changes["percent"]], **changes}
+    elif kind == "pretraining":
         settings = {**m.pretraining_settings(m.PRESET), **changes}
-    elif kind in OTHER:
+    else:
         steps = dict(zip(OTHER, TRIAL_STEPS[m.PRESET]))
         settings = {**m.cousins_settings(m.PRESET)[kind], **changes, "steps": steps[kind]}
-    else:
-        settings = {**m.supervised_settings(m.PRESET)[100], **changes}
     found = {}
     for seed in seeds:
-        if kind == "pretraining":
-            backbone, _, history = m.pretrain(images[train], m.barlow_twins, settings, seed, f"search-{name}-seed{seed}")
-            reached = judged(m, backbone, images, labels, train, validation)
-        elif kind in OTHER:
-            method = m.barlow_twins if kind == "bt" else getattr(m, kind)
-            backbone, _, history = m.pretrain(images[train], method, settings, seed, f"search-{name}-seed{seed}")
-            reached = judged(m, backbone, images, labels, train[:4500], validation, percents=(100,))
-        else:
+        title = f"search-{name}-seed{seed}"
+        if kind == "supervised":
+            some = m.labelled_subset(labels, train, settings["percent"], seed)
             model = m.make_classifier(seed, settings["widths"])
-            history = m.train_supervised(model, images[train], labels[train], settings, seed, f"search-{name}-seed{seed}")
+            history = m.train_supervised(model, images[some], labels[some], settings, seed, title)
             reached = {"validation": m.accuracy(m.predict(model, images[validation]), labels[validation])}
+        else:
+            method = m.barlow_twins if kind in ("pretraining", "bt") else getattr(m, kind)
+            backbone, _, history = m.pretrain(images[train], method, settings, seed, title, view=view(m, settings))
+            few = {"known": train[:4500], "percents": (100,)} if kind in OTHER else {"known": train, "percents": (100, 10, 1)}
+            reached = judged(m, backbone, images, labels, asked=validation, **few)
         for key, value in {**reached, "seconds": history["seconds"]}.items():
             found.setdefault(key, []).append(round(value, 2))
     return {"kind": kind, "settings": settings, "seeds": seeds, "hardware": m.hardware(),
             **{key: {"mean": statistics.mean(values), "seeds": values} for key, values in found.items()}}
 
 
-def judged(m, backbone, images, labels, known, asked, percents=(100, 10, 1)):
+def view(m, settings):
+    """The function that makes a trial's views: random_view, grey less often or small ones from smaller boxes."""
+    colours = partial(m.random_colours, grey=settings["grey"]) if "grey" in settings else m.random_colours
+    if "small" not in settings:
+        return partial(m.random_view, colours=colours)
+    small = partial(m.random_boxes, area=settings["small"])
+
+    def two_kinds(images, generator, size):
+        boxes = m.random_boxes if size == max(settings["sizes"]) else small
+        return m.random_view(images, generator, size, boxes, colours)
+    return two_kinds
+
+
+def judged(m, backbone, images, labels, known, asked, percents):
     """k-NN and linear probes on frozen features of the pictures `known`, in percent of the pictures `asked`."""
     at_known, at_asked = m.features_of(backbone, images[known], images[asked])
-    reached = {"knn": m.knn_accuracy(at_known, labels[known], at_asked, labels[asked])}
+    whiten = m.whitening(at_known)
+    reached = {"knn": m.knn_accuracy(at_known, labels[known], at_asked, labels[asked]),
+               "knn_whitened": m.knn_accuracy(whiten(at_known), labels[known], whiten(at_asked), labels[asked])}
     for percent in percents:
         some = m.labelled_subset(labels[known], m.torch.arange(len(known)), percent, 0)
         probe = m.linear_probe(at_known[some], labels[known][some], at_asked, labels[asked])
@@ -88,21 +121,22 @@ def main():
     parser.add_argument("--list", action="store_true", help="print the trials' names")
     parser.add_argument("--preset", choices=["quick", "full"], default="full")
     given = parser.parse_args()
-    unknown = [name for name in given.names if name not in TRIALS and name not in OTHER]
+    known = trials(given.preset)
+    unknown = [name for name in given.names if name not in known and name not in {kind for kind, *_ in known.values()}]
     if unknown:
-        raise Stop(f"There is no trial {', '.join(unknown)}. --list prints the names.")
+        raise Stop(f"There is no trial {', '.join(unknown)} at preset {given.preset}. --list prints the names.")
     if given.list:
-        print("\n".join(TRIALS))
+        print("\n".join(known))
         return 0
     os.chdir(nbtools.ROOT / "notebooks")
     m, table = namespace(["01", "02", "03", "05"], PRESET=given.preset), results("search") or {"trials": {}}
-    before = "" if given.preset == "full" else f"{given.preset}_"
-    missing = [name for name in TRIALS if before + name not in table["trials"]]
-    named = [name for name in TRIALS if name in given.names or TRIALS[name][0] in given.names and name in missing]
-    for name in named if given.names else missing:
-        table["trials"][before + name] = run(m, name, *TRIALS[name])
+    missing = [name for name in known if name not in table["trials"]]
+    if given.names:
+        missing = [name for name in known if name in given.names or known[name][0] in given.names and name in missing]
+    for name in missing:
+        table["trials"][name] = run(m, name, *known[name])
         write_text(nbtools.ROOT / "data" / "results" / "search.json", json.dumps(table, indent=1) + "\n")
-        print(before + name, table["trials"][before + name], flush=True)
+        print(name, table["trials"][name], flush=True)
     return 0
 
 
