@@ -1,6 +1,7 @@
 """What the tests share: the pages' kept cells as modules, at preset smoke and in a folder of their own."""
 
 import pytest
+import torch
 import weave
 
 
@@ -11,29 +12,23 @@ def smoke_data(tmp_path_factory):
 
 
 def kept(upto, data):
-    """All machinery and the teaching cells of chapters 1 to `upto`."""
+    """All machinery and the teaching cells of chapters 1 to `upto`, or of a list of chapters."""
     return weave.namespace(upto, PRESET="smoke", SEEDS="0", DEVICE="cpu", NETWORK="train", DATA=data, RESULTS=data / "runs")
 
 
-@pytest.fixture(scope="session")
-def chapter1(smoke_data):
-    """Chapter 1's teaching cells, and all machinery."""
-    return kept(1, smoke_data)
+def chapter(upto):
+    """A fixture that is this module, one for all tests."""
+    return pytest.fixture(scope="session")(lambda smoke_data: kept(upto, smoke_data))
 
 
-@pytest.fixture(scope="session")
-def chapter2(smoke_data):
-    """The teaching cells of chapters 1 and 2, and all machinery."""
-    return kept(2, smoke_data)
+chapter1, chapter2, chapter3, chapter4 = (chapter(upto) for upto in range(1, 5))
+chapter5 = chapter(["01", "02", "03", "05"])
 
 
-@pytest.fixture(scope="session")
-def chapter3(smoke_data):
-    """The teaching cells of chapters 1 to 3, and all machinery."""
-    return kept(3, smoke_data)
-
-
-@pytest.fixture(scope="session")
-def chapter4(smoke_data):
-    """The teaching cells of chapters 1 to 4, and all machinery."""
-    return kept(4, smoke_data)
+@pytest.fixture(scope="module")
+def one_thread():
+    """For networks as small as the tests' a second thread is a hindrance, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -7,27 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import weave
 from torch import nn
 
 loss = pytest.importorskip("lightly.loss", reason="lightly is a dependency of the tests alone: pip install lightly")
+pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["bt", "simclr", "moco", "swav", "vicreg", "lejepa"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """For networks this small a second thread is a hindrance."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def chapter5(smoke_data):
-    """The teaching cells of chapters 1, 2, 3 and 5, and all machinery."""
-    return weave.namespace(["01", "02", "03", "05"], PRESET="smoke", SEEDS="0", DEVICE="cpu", NETWORK="train", DATA=smoke_data,
-                           RESULTS=smoke_data / "runs")
 
 
 @pytest.fixture

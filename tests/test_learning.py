@@ -21,19 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 SUPERVISED = dict(steps=8, batch=16, lr=0.02, adam_lr=0.005, augment="crop", sizes=[16, 32], widths=[8, 16])
 COUNT = itertools.count()
 PRETRAINING = dict(steps=8, batch=16, lr=0.02, adam_lr=0.002, sizes=[16, 24], projector=[16, 16], weight=0.05, widths=[8, 16])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """For networks this small a second thread is a hindrance, most of all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
