@@ -62,7 +62,8 @@ def look_up(name, dotted):
     value = results(name)
     for key in dotted.split("."):
         try:
-            value = value[int(key) if isinstance(value, list) else key]
+            known = not isinstance(value, dict) or key in value  # 0_2 stands for 0.2, a column
+            value = value[int(key) if isinstance(value, list) else key if known else key.replace("_", ".")]
         except (KeyError, IndexError, TypeError, ValueError):
             raise Stop(f"data/results/{name}.json has no {dotted}") from None
     return value

@@ -46,7 +46,8 @@ PRETRAINING = {f"pretraining{name}": ("pretraining", [0], {"steps": 300, **chang
 
 # Chapter 3: the supervised network with few labels for its own steps and for more; with 10 % for as many seconds as
 # pretraining and fine-tuning take together
-LONGER = {"quick": {1: (150, 600), 10: (300, 1950)}, "full": {1: (550, 2200), 10: (1200, 30_000)}}
+LONGER = {"quick": {0.2: (150, 600), 1: (150, 600), 10: (300, 800, 1950)},
+          "full": {0.2: (550, 2200), 1: (550, 2200), 10: (1200, 2400, 30_000)}}
 
 
 def trials(preset):
