@@ -94,7 +94,8 @@ def together(m, images, method, settings, seed, name, watch, view):
     if m.DEVICE.type != "cuda":
         parts["BatchNorm"] = "of each process's own pictures"
     alone = {name: getattr(m, name) for name in (
-        "minibatch", "random_boxes", "random_colours", "cross_correlation", "dependencies", "load_checkpoint", "save_checkpoint")}
+        "minibatch", "cross_correlation", "dependencies", "load_checkpoint", "save_checkpoint")}
+    drawn = {"boxes": m.random_boxes, "colours": m.random_colours, **getattr(view, "keywords", {})}
 
     def load_checkpoint(path, header, state):
         step, steps = alone["load_checkpoint"](path, header, state), [None] * world
@@ -109,8 +110,6 @@ def together(m, images, method, settings, seed, name, watch, view):
 
     shared = {
         "minibatch": lambda *given: own(alone["minibatch"](*given)),
-        "random_boxes": lambda n, *given: own(alone["random_boxes"](n * world, *given)),
-        "random_colours": lambda n, *given: tuple(map(own, alone["random_colours"](n * world, *given))),
         "cross_correlation": m.correlation_of_all,
         "dependencies": lambda *given: dict(parts),
         "load_checkpoint": load_checkpoint,
@@ -121,8 +120,11 @@ def together(m, images, method, settings, seed, name, watch, view):
         with mock.patch.multiple(m, **alone):
             watch(*given)
 
+    part = functools.partial(  # draws for the whole minibatch and keeps its own
+        view, boxes=lambda n, generator: own(drawn["boxes"](n * world, generator)),
+        colours=lambda n, generator: tuple(map(own, drawn["colours"](n * world, generator))))
     with mock.patch.multiple(m, **shared):
-        yield images, spread(m, method), settings, seed, name, look if watch and not dist.get_rank() else None, view
+        yield images, spread(m, method), settings, seed, name, look if watch and not dist.get_rank() else None, part
 
 
 def pictures(m, store):

@@ -38,11 +38,11 @@ SUPERVISED = {f"supervised_100_lr_{lr}": ("supervised", [0], {"percent": 100, "s
 SUPERVISED |= {f"supervised_{percent}_{augment}_lr_{lr}": ("supervised", [0], {"percent": percent, "augment": augment, "lr": lr})
                for percent in (2, 5) for augment in ("view", "crop") for lr in (0.04, 0.08)}
 
-# Chapter 3: 300 steps, one change each
+# Chapter 3: one change each; at full, 300 steps
 PRETRAINING = {"": {}, "_lr_0.05": {"lr": 0.05}, "_lr_0.2": {"lr": 0.2}, "_weight_0.004": {"weight": 0.004},
                "_weight_0.015": {"weight": 0.015}, "_grey_0.1": {"grey": 0.1}, "_small_views": {"small": (0.1, 0.5)},
                "_projector_2048": {"projector": (2048, 2048), "weight": 0.0039}}
-PRETRAINING = {f"pretraining{name}": ("pretraining", [0], {"steps": 300, **changes}) for name, changes in PRETRAINING.items()}
+PRETRAINING = {f"pretraining{name}": ("pretraining", [0], changes) for name, changes in PRETRAINING.items()}
 
 # Chapter 3: the supervised network with few labels for its own steps and for more; with 10 % for as many seconds as
 # pretraining and fine-tuning take together
@@ -54,9 +54,9 @@ def trials(preset):
     """{name: (kind, seeds, settings that differ from the preset's)}; a name can stand in a marker."""
     longer = {f"supervised_{percent}_steps_{steps}": ("supervised", [0], {"percent": percent, "steps": steps})
               for percent, several in LONGER[preset].items() for steps in several}
-    tuning = {**SUPERVISED, **PRETRAINING} if preset == "full" else {}
+    tuning = SUPERVISED if preset == "full" else {}
     before = "" if preset == "full" else f"{preset}_"
-    return {before + name.replace(".", "_"): trial for name, trial in {**tuning, **longer, **COUSINS}.items()}
+    return {before + name.replace(".", "_"): trial for name, trial in {**tuning, **PRETRAINING, **longer, **COUSINS}.items()}
 
 
 def run(m, name, kind, seeds, changes):
@@ -66,7 +66,8 @@ def run(m, name, kind, seeds, changes):
     if kind == "supervised":
         settings = {**m.supervised_settings(m.PRESET)[changes["percent"]], **changes}
     elif kind == "pretraining":
-        settings = {**m.pretraining_settings(m.PRESET), **changes}
+        short = {"steps": 300} if m.PRESET == "full" else {}
+        settings = {**m.pretraining_settings(m.PRESET), **short, **changes}
     else:
         steps = dict(zip(OTHER, TRIAL_STEPS[m.PRESET]))
         settings = {**m.cousins_settings(m.PRESET)[kind], **changes, "steps": steps[kind]}
