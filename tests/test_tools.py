@@ -34,10 +34,12 @@ def load():
 
 
 def write(found):
-    """Write a results file."""
+    """Write a results file, which is old or new and never half: the recorder reads it meanwhile."""
     os.makedirs(FOLDER, exist_ok=True)
-    with open(os.path.join(FOLDER, CHAPTER + ".json"), "w") as file:
+    path = os.path.join(FOLDER, CHAPTER + ".json")
+    with open(path + ".part", "w") as file:
         json.dump(found, file)
+    os.replace(path + ".part", path)
 
 
 def remember(name, figures):
