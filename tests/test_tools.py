@@ -573,13 +573,20 @@ def test_a_reader_s_run_ends_with_a_table_and_leaves_the_repository_as_it_was(re
     assert run.main() == 0
     shown = capsys.readouterr().out
     assert "this run (quick)" in shown and "recorded run (full)" in shown
-    assert re.search(r"supervised +– +50\.0 +50\.0 +– +50\.0 +50\.0", shown)
+    assert re.search(r"supervised +– +50\.0 +50\.0 +– +– +50\.0 +50\.0", shown)
     assert (recorded.root / "data/runs/notebooks/02_two.ipynb").exists() and recorded.committed() == before
+
+
+def test_of_two_rows_with_one_name_the_table_shows_the_earlier_chapter_s(tmp_path):
+    for name, rows in (("03", {"bt_linear": {"100": {"mean": 68.8}}}), ("05", {"bt_linear": {"1": {"mean": 39.9}}, "moco_linear": {}})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"preset": "quick", "rows": rows}))
+    rows, presets = run.rows(tmp_path, ["03", "04", "05"])
+    assert rows == {"bt_linear": {"100": {"mean": 68.8}}, "moco_linear": {}} and presets == "quick"
 
 
 def test_the_table_never_shows_generated_accuracies_unmarked_or_beside_recorded_ones():
     ours, recorded = {"supervised": {"100": {"mean": 86.04}}}, {"supervised": {"100": {"mean": 89.5}}, "bt_spread": {}}
-    assert re.search(r"supervised +86\.0 +– +– +89\.5 +– +–\n?$", run.table(ours, recorded, "quick", "full"))
+    assert re.search(r"supervised +86\.0 +– +– +– +89\.5 +– +– +–\n?$", run.table(ours, recorded, "quick", "full"))
     generated = run.table(ours, recorded, "smoke", "full")
     assert "generated pictures: means nothing" in generated and "89.5" not in generated and "recorded" not in generated
 

@@ -158,12 +158,15 @@ ROWS = (("raw_pixels", "raw pixels, linear"), ("random_frozen", "untrained backb
 
 
 def rows(folder, names):
-    """(rows, presets) of the results files in a folder, later chapters over earlier ones."""
+    """(rows, presets) of the results files in a folder; of two rows with one name the earlier chapter's.
+
+    Chapter 5 pretrains with Barlow Twins again, for a shorter time.
+    """
     found, presets = {}, []
     for name in names:
         try:
             content = json.loads((folder / (name + ".json")).read_text(encoding="utf-8"))
-            found.update(content["rows"])
+            found = dict(content["rows"], **found)
             presets += [content["preset"]] if content["rows"] and content["preset"] not in presets else []
         except (OSError, ValueError, KeyError, TypeError):
             pass  # not run, not recorded, or not readable: its places in the table stay empty
@@ -172,11 +175,11 @@ def rows(folder, names):
 
 def table(ours, recorded, preset, recorded_preset):
     """This run's accuracies beside the recorded ones, as text; those of generated pictures stand alone and say so."""
-    percents, sides = ("100", "10", "1"), [ours, recorded]
+    percents, sides = ("100", "10", "1", "0.2"), [ours, recorded]
     heads = ["this run ({})".format(preset), "recorded run ({})".format(recorded_preset) if recorded_preset else "recorded run"]
     if preset == "smoke":
         sides, heads = sides[:1], ["generated pictures: means nothing"]
-    lines = ["{:27s}".format("test accuracy in %") + "".join("{:25s}".format(head) for head in heads).rstrip(),
+    lines = ["{:27s}".format("test accuracy in %") + "".join("{:33s}".format(head) for head in heads).rstrip(),
              "{:27s}".format("with this share of labels") + " ".join("{:>6s}%".format(p) for p in percents * len(sides))]
     for key, label in ROWS:
         values = [side.get(key, {}).get(p, {}).get("mean") for side in sides for p in percents]
