@@ -62,8 +62,9 @@ def look_up(name, dotted):
     value = results(name)
     for key in dotted.split("."):
         try:
-            known = not isinstance(value, dict) or key in value  # 0_2 stands for 0.2, a column
-            value = value[int(key) if isinstance(value, list) else key if known else key.replace("_", ".")]
+            if isinstance(value, dict) and key not in value:
+                key = key.replace("_", ".")  # the column 0.2
+            value = value[int(key) if isinstance(value, list) else key]
         except (KeyError, IndexError, TypeError, ValueError):
             raise Stop(f"data/results/{name}.json has no {dotted}") from None
     return value
