@@ -25,6 +25,17 @@ chapter1, chapter2, chapter3, chapter4 = (chapter(upto) for upto in range(1, 5))
 chapter5 = chapter(["01", "02", "03", "05"])
 
 
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """Gives a module of kept cells folders that the test has alone, and float32."""
+    def give(module):
+        monkeypatch.setattr(module, "DATA", tmp_path)
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "runs")
+        monkeypatch.setattr(module, "MACHINE", {**module.MACHINE, "precision": torch.float32, "scaler": None, "units": []})
+        return module
+    return give
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """For networks as small as the tests' a second thread is a hindrance, most of all on a busy machine."""

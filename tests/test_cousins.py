@@ -15,11 +15,9 @@ NAMES = ["bt", "simclr", "moco", "swav", "vicreg", "lejepa"]
 
 
 @pytest.fixture
-def m(chapter5, tmp_path, monkeypatch):
+def m(chapter5, alone):
     """The kept cells, with folders that this test has alone."""
-    monkeypatch.setattr(chapter5, "DATA", tmp_path)
-    monkeypatch.setattr(chapter5, "MACHINE", {**chapter5.MACHINE, "precision": torch.float32, "scaler": None, "units": []})
-    return chapter5
+    return alone(chapter5)
 
 
 @pytest.fixture(scope="module")

@@ -36,12 +36,9 @@ def pictures(chapter3):
 
 
 @pytest.fixture
-def m(chapter3, tmp_path, monkeypatch):
+def m(chapter3, alone):
     """The kept cells, with folders that this test has alone."""
-    monkeypatch.setattr(chapter3, "DATA", tmp_path)
-    monkeypatch.setattr(chapter3, "RESULTS", tmp_path / "runs")
-    monkeypatch.setattr(chapter3, "MACHINE", {**chapter3.MACHINE, "precision": torch.float32, "scaler": None, "units": []})
-    return chapter3
+    return alone(chapter3)
 
 
 def seeded(seed=0):

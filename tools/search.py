@@ -38,9 +38,14 @@ SUPERVISED = {f"supervised_100_lr_{lr}": ("supervised", [0], {"percent": 100, "s
 SUPERVISED |= {f"supervised_{percent}_{augment}_lr_{lr}": ("supervised", [0], {"percent": percent, "augment": augment, "lr": lr})
                for percent in (2, 5) for augment in ("view", "crop") for lr in (0.04, 0.08)}
 
-# Chapter 3: one change each; at full, 300 steps
-PRETRAINING = {"": {}, "_lr_0.05": {"lr": 0.05}, "_lr_0.2": {"lr": 0.2}, "_weight_0.004": {"weight": 0.004},
-               "_weight_0.015": {"weight": 0.015}, "_grey_0.1": {"grey": 0.1}, "_small_views": {"small": (0.1, 0.5)},
+# Chapter 3: one change each; at full, 300 steps where no other number is named
+PRETRAINING = {"": {}, **{f"_lr_{lr}": {"lr": lr} for lr in (0.05, 0.2, 0.4)},
+               **{f"_steps_1200_lr_{lr}": {"steps": 1200, "lr": lr} for lr in (0.1, 0.2)},
+               **{f"_grey_{grey}": {"lr": 0.2, "grey": grey} for grey in (0.1, 0.4)},  # to be compared with _lr_0.2
+               "_small_views": {"lr": 0.2, "small": (0.1, 0.5)},
+               "_two_views": {"lr": 0.2, "sizes": (24, 16), "steps": 392},  # as many pixels as three views
+               "_four_views": {"lr": 0.2, "sizes": (24, 16, 16, 16), "steps": 243},
+               "_weight_0.004": {"weight": 0.004}, "_weight_0.015": {"weight": 0.015},
                "_projector_2048": {"projector": (2048, 2048), "weight": 0.0039}}
 PRETRAINING = {f"pretraining{name}": ("pretraining", [0], changes) for name, changes in PRETRAINING.items()}
 
@@ -54,9 +59,10 @@ def trials(preset):
     """{name: (kind, seeds, settings that differ from the preset's)}; a name can stand in a marker."""
     longer = {f"supervised_{percent}_steps_{steps}": ("supervised", [0], {"percent": percent, "steps": steps})
               for percent, several in LONGER[preset].items() for steps in several}
-    tuning = SUPERVISED if preset == "full" else {}
+    tuning = SUPERVISED | PRETRAINING if preset == "full" else {
+        name: trial for name, trial in PRETRAINING.items() if "steps" not in trial[2]}
     before = "" if preset == "full" else f"{preset}_"
-    return {before + name.replace(".", "_"): trial for name, trial in {**tuning, **PRETRAINING, **longer, **COUSINS}.items()}
+    return {before + name.replace(".", "_"): trial for name, trial in {**tuning, **longer, **COUSINS}.items()}
 
 
 def run(m, name, kind, seeds, changes):
