@@ -782,6 +782,27 @@ def test_a_trial_reaches_figures_for_every_seed_on_validation_pictures(chapter3,
     assert all(len(found[key]["seeds"]) == 2 and 0 <= found[key]["mean"] <= 100 for key in reached)
 
 
+def test_a_fine_tuning_trial_starts_from_the_published_network_and_a_probe(chapter3, monkeypatch):
+    import search
+    m, asked, began = chapter3, [], []
+    donor = m.make_classifier(5, m.pretraining_settings("smoke")["widths"])[0]
+
+    def recorded_network(name, modules):
+        asked.append(name)
+        modules["backbone"].load_state_dict(donor.state_dict())
+
+    def train_supervised(model, *given):
+        began.append((model[0].state_dict(), model[1].weight.clone()))
+        return {"seconds": 1.0}
+
+    monkeypatch.setattr(m, "recorded_network", recorded_network)
+    monkeypatch.setattr(m, "train_supervised", train_supervised)
+    found = search.run(m, "test", "finetuning", [0], {"percent": 10, "backbone_lr": 0.1})
+    assert asked == ["barlow-twins-seed0"] and set(found) >= {"validation", "seconds"}
+    (backbone, head), = began
+    assert all(m.torch.equal(backbone[name], value) for name, value in donor.state_dict().items()) and head.abs().max() > 0
+
+
 def test_a_trial_draws_the_views_that_its_settings_say(chapter3):
     import search
     torch = chapter3.torch

@@ -20,6 +20,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import textwrap
 
 import nbtools
 from nbtools import (
@@ -107,7 +108,8 @@ class Watch:
         fresh = [unit for unit in now if now[unit] != self.known.get(unit)]
         self.known = now
         if fresh:
-            commit(self.name, f"Record of chapter {self.name}: {', '.join(fresh)}")
+            named = ", ".join(textwrap.shorten(unit, 60) for unit in fresh)  # a unit's name holds its arguments
+            commit(self.name, f"Record of chapter {self.name}: {named}")
 
 
 def record(which=None, seeds=(0, 1, 2), preset="full", commits=False, figures_only=False):

@@ -1,8 +1,8 @@
 """Try settings on the validation split, outside the chapters, with the chapters' own code.
 
     python3 tools/search.py              every trial below that data/results/search.json does not hold yet
-    python3 tools/search.py NAME ...     these trials; supervised, pretraining or a method's name, simclr, means those of
-                                         its trials that are not held yet
+    python3 tools/search.py NAME ...     these trials; supervised, pretraining, finetuning or a method's name, simclr,
+                                         means those of its trials that are not held yet
     python3 tools/search.py --list       what there is
     python3 tools/search.py --preset quick ...
                                          the same with the settings of that preset; the names begin with quick_
@@ -49,6 +49,10 @@ PRETRAINING = {"": {}, **{f"_lr_{lr}": {"lr": lr} for lr in (0.05, 0.2, 0.4)},
                "_projector_2048": {"projector": (2048, 2048), "weight": 0.0039}}
 PRETRAINING = {f"pretraining{name}": ("pretraining", [0], changes) for name, changes in PRETRAINING.items()}
 
+# Chapter 3: fine-tuning the published network with 10 % of the labels
+FINETUNING = {f"finetuning_10_backbone_lr_{scale}": ("finetuning", [0], {"percent": 10, "backbone_lr": scale})
+              for scale in (1.0, 0.3, 0.1)}
+
 # Chapter 3: the supervised network with few labels for its own steps and for more; with 10 % for as many seconds as
 # pretraining and fine-tuning take together
 LONGER = {"quick": {0.2: (150, 600), 1: (150, 600), 10: (300, 800, 1950)},
@@ -59,7 +63,7 @@ def trials(preset):
     """{name: (kind, seeds, settings that differ from the preset's)}; a name can stand in a marker."""
     longer = {f"supervised_{percent}_steps_{steps}": ("supervised", [0], {"percent": percent, "steps": steps})
               for percent, several in LONGER[preset].items() for steps in several}
-    tuning = SUPERVISED | PRETRAINING if preset == "full" else {
+    tuning = SUPERVISED | PRETRAINING | FINETUNING if preset == "full" else {
         name: trial for name, trial in PRETRAINING.items() if "steps" not in trial[2]}
     before = "" if preset == "full" else f"{preset}_"
     return {before + name.replace(".", "_"): trial for name, trial in {**tuning, **longer, **COUSINS}.items()}
@@ -71,6 +75,8 @@ def run(m, name, kind, seeds, changes):
     train, validation = m.split_indices(labels)
     if kind == "supervised":
         settings = {**m.supervised_settings(m.PRESET)[changes["percent"]], **changes}
+    elif kind == "finetuning":
+        settings = {**m.finetuning_settings(m.PRESET)[changes["percent"]], **changes}
     elif kind == "pretraining":
         short = {"steps": 300} if m.PRESET == "full" else {}
         settings = {**m.pretraining_settings(m.PRESET), **short, **changes}
@@ -80,9 +86,11 @@ def run(m, name, kind, seeds, changes):
     found = {}
     for seed in seeds:
         title = f"search-{name}-seed{seed}"
-        if kind == "supervised":
+        if kind in ("supervised", "finetuning"):
             some = m.labelled_subset(labels, train, settings["percent"], seed)
-            model = m.make_classifier(seed, settings["widths"])
+            model = m.make_classifier(seed, m.pretraining_settings(m.PRESET)["widths"])
+            if kind == "finetuning":
+                start_from_features(m, model, images[some], labels[some], images[validation], labels[validation], seed)
             history = m.train_supervised(model, images[some], labels[some], settings, seed, title)
             reached = {"validation": m.accuracy(m.predict(model, images[validation]), labels[validation])}
         else:
@@ -94,6 +102,13 @@ def run(m, name, kind, seeds, changes):
             found.setdefault(key, []).append(round(value, 2))
     return {"kind": kind, "settings": settings, "seeds": seeds, "hardware": m.hardware(),
             **{key: {"mean": statistics.mean(values), "seeds": values} for key, values in found.items()}}
+
+
+def start_from_features(m, model, known, targets, asked, answers, seed):
+    """Load the published pretrained backbone into a classifier, and a linear probe on its features into the head."""
+    m.recorded_network(f"barlow-twins-seed{seed}", {"backbone": model[0]})
+    at_known, at_asked = m.features_of(model[0], known, asked)
+    model[1].load_state_dict(m.linear_probe(at_known, targets, at_asked, answers).state_dict())
 
 
 def view(m, settings):

@@ -138,7 +138,9 @@ def header(path, pieces):
     words = sorted(given.union(*(one.defined for one in pieces if one.machinery)))
     lines = [f'    "{line} "' for line in textwrap.wrap(" ".join(words), WIDTH - 7)]
     lines[-1] = lines[-1][:-2] + '"'
-    return "\n".join([f"RECORDED = {pprint.pformat(shown, width=WIDTH - 11, compact=True, sort_dicts=False)}",
+    figures = pprint.pformat(shown, width=WIDTH - 11, compact=True, sort_dicts=False)
+    figures = re.sub(r"': ('[0-9a-f]{64}')", r"':\n        \1", figures)  # digests of published networks
+    return "\n".join([f"RECORDED = {figures}",
                       f'ADDRESS = "{address()}"', f'CHAPTER = "{number(path)}"', "MACHINERY = (", *lines, ")"])
 
 
