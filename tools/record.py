@@ -164,6 +164,7 @@ def keep_figures(name, path, preset, seeds, before, figures_only):
         if lacks:
             raise Stop(f"The networks {', '.join(lacks)} were trained on another machine and not published there:"
                        " delete what the results file remembers of them and record again.")
+    if preset == "full" and not figures_only:  # a first look's units have served
         found["remembered"] = {unit: kept for unit, kept in found.get("remembered", {}).items() if unit.startswith("full ")}
     put_results(name, found)
     wanted = networks()
