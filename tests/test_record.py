@@ -60,7 +60,8 @@ def test_published_networks_are_those_of_the_record():
         content = torch.load(nbtools.ROOT / "data" / "networks" / file, weights_only=True)
         floats = [value for module in content["modules"].values() for value in module.values() if value.is_floating_point()]
         assert floats and {value.dtype for value in floats} == {torch.float16}
-        assert file == f"{content['name']}.pt"
+        name, parts = content["header"]["name"], list(content["modules"])
+        assert content["header"]["preset"] == "full" and file in (f"{name}.pt", *(f"{name}-{part}.pt" for part in parts))
 
 
 @pytest.mark.parametrize("path,place,text", TEXTS)
