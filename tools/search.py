@@ -76,7 +76,8 @@ def run(m, name, kind, seeds, changes):
     if kind == "supervised":
         settings = {**m.supervised_settings(m.PRESET)[changes["percent"]], **changes}
     elif kind == "finetuning":
-        settings = {**m.finetuning_settings(m.PRESET)[changes["percent"]], **changes}
+        widths = m.pretraining_settings(m.PRESET)["widths"]
+        settings = {**m.finetuning_settings(m.PRESET)[changes["percent"]], "widths": widths, **changes}
     elif kind == "pretraining":
         short = {"steps": 300} if m.PRESET == "full" else {}
         settings = {**m.pretraining_settings(m.PRESET), **short, **changes}
@@ -88,7 +89,7 @@ def run(m, name, kind, seeds, changes):
         title = f"search-{name}-seed{seed}"
         if kind in ("supervised", "finetuning"):
             some = m.labelled_subset(labels, train, settings["percent"], seed)
-            model = m.make_classifier(seed, m.pretraining_settings(m.PRESET)["widths"])
+            model = m.make_classifier(seed, settings["widths"])
             if kind == "finetuning":
                 start_from_features(m, model, images[some], labels[some], images[validation], labels[validation], seed)
             history = m.train_supervised(model, images[some], labels[some], settings, seed, title)
