@@ -127,6 +127,7 @@ def record(which=None, seeds=(0, 1, 2), preset="full", commits=False, figures_on
         before = results(name)
         if before and not is_recorded(path, seeds, preset):
             put_results(name, {**before, "complete": False})
+        restore(name, preset)
         nb, watch = read(path), Watch(name, commits)
         sitting = nbtools.ROOT / "data" / "runs" / "record" / path.name
         settings = {"PRESET": preset, "SEEDS": ",".join(map(str, seeds)), "NETWORK": "train", "DATA": "",
@@ -183,6 +184,22 @@ def publish(name, found, preset):
             newest = max(there, key=lambda path: path.stat().st_mtime)
             kept.update(m.publish(newest, nbtools.ROOT / "data" / "networks"))
     return kept
+
+
+def restore(name, preset):
+    """Put a chapter's published networks where their trainings look for checkpoints, so that no machine trains them again."""
+    whole, m = {}, None
+    for file in (results(name) or {}).get("networks", {}):
+        m = m or namespace(int(name), PRESET=preset)
+        content = m.torch.load(nbtools.ROOT / "data" / "networks" / file, weights_only=True)
+        kept = whole.setdefault(content["header"]["name"], content)
+        kept["modules"].update(content["modules"])
+    for training, content in whole.items():
+        header = content["header"]
+        path = nbtools.ROOT / "data" / "checkpoints" / f"{training}-{preset}-{m.fingerprint(header['parts'])}.pt"
+        if header["preset"] == preset and set(content["modules"]) != {"backbone"} and not path.exists():  # seed 0's are whole
+            path.parent.mkdir(parents=True, exist_ok=True)
+            m.torch.save({**content, "step": header["steps"]}, path)
 
 
 def networks():
