@@ -15,8 +15,10 @@ import textwrap
 import time
 from pathlib import Path
 
+import nbtools
 import numpy as np
 import pytest
+import record
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -959,6 +961,34 @@ def test_a_published_network_replaces_its_training(m, pictures, network, capsys)
     assert m.recorded_network("test-seed0")["header"]["name"] == "test-seed0"
     m.pretrain(pictures[0], m.barlow_twins, PRETRAINING, 1, "test-seed1")  # not published: trained
     assert len(list(m.DATA.glob("checkpoints/*"))) == 1
+
+
+def test_the_recorder_makes_checkpoints_of_published_networks(m, pictures, network, monkeypatch, capsys):
+    backbone, projector, history, files = network
+    (m.DATA / "data").symlink_to(m.DATA)
+    monkeypatch.setattr(nbtools, "ROOT", m.DATA)
+    monkeypatch.setattr(record, "results", lambda name: {"networks": files})
+    monkeypatch.setattr(record, "namespace", lambda *which, **settings: m)
+    monkeypatch.setattr(m, "NETWORK", "train")
+    record.restore("03", "full")  # the network is one of preset smoke
+    assert not list((m.DATA / "checkpoints").glob("*"))
+    record.restore("03", m.PRESET)
+    before = checkpoint(m).stat().st_mtime_ns
+    record.restore("03", m.PRESET)
+    again, modules, its = m.pretrain(pictures[0], m.barlow_twins, PRETRAINING, 0, "test-seed0")
+    assert f"step {PRETRAINING['steps']} of {PRETRAINING['steps']} loaded" in capsys.readouterr().out
+    assert same(again, backbone) and same(modules["projector"], projector) and checkpoint(m).stat().st_mtime_ns == before
+    assert its["loss_every"] == 1 and its["log"] == history["log"] and its["seconds"] == history["seconds"]
+
+
+def test_a_backbone_published_without_its_projector_is_no_checkpoint(m, network, monkeypatch):
+    (m.DATA / "data").symlink_to(m.DATA)
+    files = {"test-seed0.pt": network[3]["test-seed0.pt"]}
+    monkeypatch.setattr(nbtools, "ROOT", m.DATA)
+    monkeypatch.setattr(record, "results", lambda name: {"networks": files})
+    monkeypatch.setattr(record, "namespace", lambda *which, **settings: m)
+    record.restore("03", m.PRESET)
+    assert not list((m.DATA / "checkpoints").glob("*"))
 
 
 @pytest.mark.fault
