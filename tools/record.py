@@ -8,7 +8,8 @@
 
 A record grows training by training: a page writes each finished one into data/results/NN.json (the cell `remember` of
 appendix B), where the next run finds it, on any machine. With --figures-only that is all that is kept; a last run with
-all seeds then trains nothing and keeps the outputs. Stopped or killed, the same command continues.
+all seeds then trains nothing and keeps the outputs: seed 0's networks, which it draws from, are taken from data/networks.
+Stopped or killed, the same command continues.
 """
 
 import argparse
