@@ -967,14 +967,14 @@ def test_the_recorder_makes_checkpoints_of_published_networks(m, pictures, netwo
     backbone, projector, history, files = network
     (m.DATA / "data").symlink_to(m.DATA)
     monkeypatch.setattr(nbtools, "ROOT", m.DATA)
-    monkeypatch.setattr(record, "results", lambda name: {"networks": files})
+    monkeypatch.setattr(record, "networks", lambda: files)
     monkeypatch.setattr(record, "namespace", lambda *which, **settings: m)
     monkeypatch.setattr(m, "NETWORK", "train")
-    record.restore("03", "full")  # the network is one of preset smoke
+    record.restore("full")  # the network is one of preset smoke
     assert not list((m.DATA / "checkpoints").glob("*"))
-    record.restore("03", m.PRESET)
+    record.restore(m.PRESET)
     before = checkpoint(m).stat().st_mtime_ns
-    record.restore("03", m.PRESET)
+    record.restore(m.PRESET)
     again, modules, its = m.pretrain(pictures[0], m.barlow_twins, PRETRAINING, 0, "test-seed0")
     assert f"step {PRETRAINING['steps']} of {PRETRAINING['steps']} loaded" in capsys.readouterr().out
     assert same(again, backbone) and same(modules["projector"], projector) and checkpoint(m).stat().st_mtime_ns == before
@@ -985,9 +985,9 @@ def test_a_backbone_published_without_its_projector_is_no_checkpoint(m, network,
     (m.DATA / "data").symlink_to(m.DATA)
     files = {"test-seed0.pt": network[3]["test-seed0.pt"]}
     monkeypatch.setattr(nbtools, "ROOT", m.DATA)
-    monkeypatch.setattr(record, "results", lambda name: {"networks": files})
+    monkeypatch.setattr(record, "networks", lambda: files)
     monkeypatch.setattr(record, "namespace", lambda *which, **settings: m)
-    record.restore("03", m.PRESET)
+    record.restore(m.PRESET)
     assert not list((m.DATA / "checkpoints").glob("*"))
 
 

@@ -364,6 +364,14 @@ def test_a_run_that_must_not_be_recorded_leaves_the_page_and_is_not_called_compl
     assert (recorded.root / "data/runs/record/02_two.ipynb").exists()
 
 
+def test_figures_in_the_folded_cell_fill_their_lines_and_are_the_same_figures():
+    value = {"networks": {f"a network with a long name, seed {seed}.pt": 64 * str(seed) for seed in range(3)}, "none": None,
+             "rows": {str(k): {"mean": -k / 7, "seeds": [k, -1e-9], "whole": True} for k in range(30)}}
+    lines = weave.literal(value).splitlines()
+    assert ast.literal_eval("\n".join(lines)) == value
+    assert max(map(len, lines)) <= weave.WIDTH and len(lines) < 1.2 * len(repr(value)) / (weave.WIDTH - len("RECORDED = "))
+
+
 @pytest.mark.fault
 def test_networks_are_published_with_the_record_and_watched(recorded):
     recorded.put(recorded.help, [*HELP, ("code", "publish", "machinery", '''def publish(path, folder):

@@ -121,6 +121,7 @@ def record(which=None, seeds=(0, 1, 2), preset="full", commits=False, figures_on
     faults = weave()
     if faults:
         raise Stop("\n".join(faults))
+    restore(preset)
     for path in chapters() + appendices():
         name = number(path)
         if name not in which if which else is_recorded(path, seeds, preset):
@@ -128,7 +129,6 @@ def record(which=None, seeds=(0, 1, 2), preset="full", commits=False, figures_on
         before = results(name)
         if before and not is_recorded(path, seeds, preset):
             put_results(name, {**before, "complete": False})
-        restore(name, preset)
         nb, watch = read(path), Watch(name, commits)
         sitting = nbtools.ROOT / "data" / "runs" / "record" / path.name
         settings = {"PRESET": preset, "SEEDS": ",".join(map(str, seeds)), "NETWORK": "train", "DATA": "",
@@ -187,11 +187,11 @@ def publish(name, found, preset):
     return kept
 
 
-def restore(name, preset):
-    """Put a chapter's published networks where their trainings look for checkpoints, so that no machine trains them again."""
+def restore(preset):
+    """Put published networks where their trainings look for checkpoints, so that no machine trains them again."""
     whole, m = {}, None
-    for file in (results(name) or {}).get("networks", {}):
-        m = m or namespace(int(name), PRESET=preset)
+    for file in networks():
+        m = m or namespace(1, PRESET=preset)
         content = m.torch.load(nbtools.ROOT / "data" / "networks" / file, weights_only=True)
         kept = whole.setdefault(content["header"]["name"], content)
         kept["modules"].update(content["modules"])

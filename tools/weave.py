@@ -10,14 +10,15 @@ so no line of code exists twice.
 
 import ast
 import hashlib
+import io
 import itertools
 import json
 import linecache
 import os
-import pprint
 import re
 import sys
 import textwrap
+import tokenize
 import types
 from typing import NamedTuple
 
@@ -138,10 +139,23 @@ def header(path, pieces):
     words = sorted(given.union(*(one.defined for one in pieces if one.machinery)))
     lines = [f'    "{line} "' for line in textwrap.wrap(" ".join(words), WIDTH - 7)]
     lines[-1] = lines[-1][:-2] + '"'
-    figures = pprint.pformat(shown, width=WIDTH - 11, compact=True, sort_dicts=False)
-    figures = re.sub(r"': ('[0-9a-f]{64}')", r"':\n        \1", figures)  # digests of published networks
-    return "\n".join([f"RECORDED = {figures}",
+    return "\n".join([f"RECORDED = {literal(shown)}",
                       f'ADDRESS = "{address()}"', f'CHAPTER = "{number(path)}"', "MACHINERY = (", *lines, ")"])
+
+
+def literal(value):
+    """A dict as Python code in full lines, for cells that few open: pprint would fill them with blanks."""
+    pieces, lines = [], [""]
+    for token in tokenize.generate_tokens(io.StringIO(repr(value)).readline):
+        if token.string in (",", ":"):
+            pieces[-1] += f"{token.string} "
+        else:
+            pieces.append(token.string.strip())
+    for piece in pieces:
+        if len(f"RECORDED = {lines[-1]}{piece}".rstrip()) > WIDTH:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def import_lines(imports):
