@@ -420,6 +420,8 @@ def test_nearest_others_leave_out_the_point_itself(own):
     distances, nearest = own.nearest_others(points, 3)
     wanted = (points[:, None] - points).norm(dim=2).fill_diagonal_(np.inf).topk(3, largest=False)
     assert torch.equal(nearest, wanted.indices) and torch.allclose(distances, wanted.values, atol=1e-4)
+    copied = 100 + torch.randn(30, 50, generator=own.seeded(1)).repeat(2, 1)  # where products of large numbers round
+    assert own.nearest_others(copied)[0][:, 0].eq(0).all()
 
 
 # ---- the default collection -----------------------------------------------------------------------
@@ -437,7 +439,7 @@ def marble(tmp_path_factory):
 
 def test_npm_brings_the_two_files_and_leaves_nothing_else(marble):
     module, folder = marble
-    assert sorted(path.name for path in folder.iterdir() if path.name != "tiles") == sorted(module.MARBLE)
+    assert sorted(path.name for path in folder.iterdir() if path.name != "tiles32") == sorted(module.MARBLE)
 
 
 def test_the_blue_marble_becomes_8192_tiles_of_three_kinds(marble):
@@ -466,7 +468,7 @@ def chapter_function(name, module):
 def test_a_damaged_blue_marble_is_fetched_anew_and_without_a_source_one_sentence_says_so(marble, tmp_path, monkeypatch, problem):
     module, folder = marble
     place = tmp_path / "blue-marble"
-    shutil.copytree(folder, place, ignore=shutil.ignore_patterns("tiles"))
+    shutil.copytree(folder, place, ignore=shutil.ignore_patterns("tiles32"))
     (place / "earth-water.png").write_bytes(b"another file")
     monkeypatch.setattr(module, "STORE", tmp_path / "cifar")
     if problem == "damaged":
@@ -503,14 +505,24 @@ def test_tiles_are_complete_or_absent(own, tmp_path, monkeypatch):
 
 def test_the_chapter_sorts_a_folder_of_ones_own_and_leaves_it_alone(folder, tmp_path):
     (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "phone.heic").write_bytes(b"another kind")
+    shutil.copy(folder / "picture00.png", folder / "copy.png")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     settings = {"PRESET": "smoke", "SEEDS": "0", "DEVICE": "cpu", "NETWORK": "train", "DATA": str(tmp_path / "data"), "RESULTS": "",
                 "PICTURES": str(folder), "SORTED": str(tmp_path / "out")}
     done = execute("06", read(CHAPTER), tmp_path, settings, tmp_path / "executed" / CHAPTER.name)
     assert [fault for fault in output_faults(done) if "private" not in fault] == []
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    table = list(csv.DictReader(io.StringIO((tmp_path / "out" / "pictures.csv").read_text(encoding="utf-8"), newline="")))
-    assert len(table) == 40 and {line["path"] for line in table} == {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
+    def lines(name):
+        return list(csv.DictReader(io.StringIO((tmp_path / "out" / name).read_text(encoding="utf-8"), newline="")))
+    table = lines("pictures.csv")
+    assert len(table) == 41 and {line["path"] for line in table} == {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
     assert {"clusters.png", "neighbours.png", "pairs.png", "strangest.png", "map.png", "pairs.csv"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    copies = [line for line in lines("pairs.csv") if line["exact copy"] == "True"]
+    assert [{line["path"], line["other path"]} for line in copies] == [{"copy.png", "picture00.png"}]
+    assert copies[0]["distance"] == "0.0" and {line["path"] for line in lines("strangest.csv")} <= {line["path"] for line in table}
+    assert [line["path"] for line in lines("passed_over.csv")] == ["broken.jpg"]
+    assert {line["row"] for line in lines("sheet.csv")} == {line["cluster"] for line in table}
     texts = json.dumps(done)
+    assert "neither JPEG nor PNG by their names: 1 files" in texts
     assert "passed over: broken.jpg" in texts
