@@ -133,8 +133,9 @@ def header(path, pieces):
     for name in [number(p) for p in chapters() if p == path or p in before(path)]:
         found = results(name) or {}
         if "rows" in found:  # else its first run is not finished
-            shown[name] = {key: value for key, value in found.items() if key not in ("remembered", "curves")
-                           and (key == "rows" or len(json.dumps(value)) < 4000)}
+            kept = {key: value for key, value in found.items() if key not in ("remembered", "curves")
+                    and (key == "rows" or len(json.dumps(value)) < 4000)}
+            shown[name] = json.loads(json.dumps(kept), parse_float=lambda number: float(f"{float(number):.6g}"))
     given = {"RECORDED", "ADDRESS", "CHAPTER", "MACHINERY"}
     words = sorted(given.union(*(one.defined for one in pieces if one.machinery)))
     lines = [f'    "{line} "' for line in textwrap.wrap(" ".join(words), WIDTH - 7)]
