@@ -902,6 +902,27 @@ def test_log_operations_and_time_of_a_training_belong_to_its_unit(m, pictures, m
 
 
 @pytest.mark.fault
+def test_a_training_that_another_unit_has_counted_does_not_count_again(m, pictures, monkeypatch):
+    monkeypatch.setattr(m, "CHAPTER", "98")
+    for name in ("pretend", "finetune", "pictures"):
+        monkeypatch.setitem(vars(m), name, None)
+    m.pictures = pictures
+    code = "train_supervised(make_classifier(0, [8, 16]), *pictures, {}, seed, '{}')['loss']"
+    first, second = (code.format({**SUPERVISED, "steps": steps}, name) for steps, name in ((8, "first"), (6, "second")))
+    cell(vars(m), f"def pretend(seed):\n    return {first}")
+    cell(vars(m), f"def finetune(seed):\n    {first}\n    return {second}")
+    m.remember(m.pretend, 0)
+    m.remember(m.finetune, 0)
+    kept = m.kept_units()
+    both, alone = kept["smoke finetune 0"], kept["smoke pretend 0"]
+    assert {line.split(":")[0] for line in both["log"]} == {"second"} and {line.split(":")[0] for line in alone["log"]} == {"first"}
+    assert both["operations"] == pytest.approx(0.75 * alone["operations"], rel=0.2)
+    cell(vars(m), f"def pretend(seed):\n    return [*{first}]")
+    m.remember(m.pretend, 0)  # loaded, and in no other unit: counted
+    assert m.kept_units()["smoke pretend 0"]["log"] == alone["log"]
+
+
+@pytest.mark.fault
 @pytest.mark.parametrize("text", ["{", "[]", "", '{"rows": NaN}', '{"remembered": 3}', "[" * 100_000, "\udcff"])
 def test_a_damaged_results_file_is_passed_over_and_kept(unit, text, monkeypatch, capsys):
     m = unit
