@@ -506,6 +506,8 @@ def test_tiles_are_complete_or_absent(own, tmp_path, monkeypatch):
 def test_the_chapter_sorts_a_folder_of_ones_own_and_leaves_it_alone(folder, tmp_path):
     (folder / "broken.jpg").write_bytes(b"no picture")
     (folder / "phone.heic").write_bytes(b"another kind")
+    (folder / ".thumbnails").mkdir()
+    (folder / ".thumbnails" / "index.db").write_bytes(b"hidden")
     shutil.copy(folder / "picture00.png", folder / "copy.png")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     settings = {"PRESET": "smoke", "SEEDS": "0", "DEVICE": "cpu", "NETWORK": "train", "DATA": str(tmp_path / "data"), "RESULTS": "",
