@@ -40,10 +40,8 @@ def cousins(preset):
     """Chapter 5's trials: {name: (method, seeds, settings)}."""
     tried = [(method, lr, value) for method, (_, *values) in OTHER.items() for value in values for lr in RATES[preset][method]]
     tried += [(method, *more) for method, more in BEYOND.items() if preset == "full"]
-    named = {f"{method}_lr_{lr}_{OTHER[method][0]}_{value[-1] if method == 'vicreg' else value}": (method, lr, value)
-             for method, lr, value in tried}
-    return {name: (method, [0], {"lr": lr, "adam_lr": lr / 100, OTHER[method][0]: value})
-            for name, (method, lr, value) in named.items()}
+    return {f"{method}_lr_{lr}_{OTHER[method][0]}_{value[-1] if method == 'vicreg' else value}":
+            (method, [0], {"lr": lr, "adam_lr": lr / 100, OTHER[method][0]: value}) for method, lr, value in tried}
 
 
 # Chapter 2: all labels in a sixth of the steps; 2 and 5 % of them in all steps
