@@ -286,9 +286,19 @@ def test_a_recording_keeps_outputs_figures_and_hash_and_leaves_nothing_to_compla
     assert recorded.cell(recorded.two, "body")["outputs"][0]["text"] == ["3.141592653589793\n"]
     assert "It took <!--=02:seconds:.1f-->1.5<!--/--> s, seeds <!--=02:seeds-->0, 1 and 2<!--/-->" in recorded.text(recorded.two, "title")
     assert recorded.text(recorded.two, "title").endswith(
-        "<!--=02:took-->Recorded run: preset full, seeds 0, 1 and 2, 90 seconds of training on two cores.<!--/-->")
+        "<!--=02:took-->Recorded run: preset full, seeds 0, 1 and 2, 90 seconds on two cores.<!--/-->")
     assert "found <!--=02:rows.supervised.10.mean - 02:rows.supervised.1.std:.1f-->49.0<!--/--> %" in recorded.text(recorded.two, "found")
     assert set(nbtools.results("02")["remembered"]) == {"full train 0", "full train 1", "full train 2"}
+
+
+def test_what_a_run_took_is_said_of_each_machine():
+    def unit(hardware, seconds):
+        return {"hardware": hardware, "seconds": seconds}
+    found = {"rows": {}, "preset": "full", "seeds": [0, 1], "seconds": 1.0, "hardware": "a GPU; two cores", "complete": True}
+    assert prose.took(found) == "Recorded run: preset full, seeds 0 and 1, 1 seconds on a GPU; two cores."
+    found["remembered"] = {"full a 0": unit("two cores", 1200), "full a 1": unit("a GPU", 50), "quick a 0": unit("two cores", 9),
+                           "full b 0": unit("two cores", 300), "full b 1": unit("a GPU", 70)}
+    assert prose.took(found) == "Recorded run: preset full, seeds 0 and 1, 25 minutes on two cores and 2.0 minutes on a GPU."
 
 
 def test_a_second_recording_runs_nothing_and_a_named_page_or_a_changed_one_runs_again(recorded, monkeypatch):
@@ -317,7 +327,7 @@ def test_a_record_grows_seed_by_seed_says_that_it_is_partial_and_is_committed(se
     record.record(["01", "02", "A"], seeds=[0, 1], preset="quick", commits=True)
     found = nbtools.results("02")
     assert set(found["remembered"]) == {"quick train 0", "quick train 1"} and found["complete"] is False
-    assert "60 seconds of training on two cores; the complete record (preset full, three seeds) is still to come." in series.text(
+    assert "60 seconds on two cores; the complete record (preset full, three seeds) is still to come." in series.text(
         series.two, "title")
     log = subprocess.run([*git, "log", "--name-only", "--format=%s"], capture_output=True, text=True, check=True).stdout
     assert log.count("quick train") >= 2 and "quick train 1" in log and "figures at preset quick" in log
@@ -776,6 +786,12 @@ def test_the_benchmark_measures_every_figure_with_the_chapters_code(chapter3):
     assert found["two_processes"]["speedup"] == pytest.approx(
         found["two_processes"]["pairs_per_second"] / found["pairs_per_second"]["ours"])
     assert set(found["images"]) == {"500", "1500"} and not list(m.DATA.rglob("bench*.pt"))
+
+
+def test_the_benchmark_of_a_gpu_times_each_preset(chapter3):
+    import bench
+    found = bench.each_preset(chapter3.load_split(chapter3.get_cifar10(), train=True)[0], ("smoke",), count=2)
+    assert found["smoke"]["minutes"] == pytest.approx(found["smoke"]["milliseconds"] * 6 / 60_000)  # its six steps
 
 
 FROZEN = {"knn", "knn_whitened", "linear_100", "linear_1"}

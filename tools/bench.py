@@ -7,8 +7,9 @@ Each figure is the median over rounds, in which all are measured in turn: pairs 
 step and of the plain way (float32, PyTorch's default memory format, torchvision's transforms picture by picture in a
 DataLoader with the better of 0 and 2 workers, AdamW; same network, batch and sizes of views); the share of a step that
 augmentation takes; the floating-point operations a second of a step as a share of what a large matrix product in the same
-precision reaches; seconds an epoch with 12,500 to 50,000 pictures; on processors the step of tools/pretrain.py as well, with
-two processes of one thread each.
+precision reaches; seconds an epoch with 12,500 to 50,000 pictures; the step of tools/pretrain.py, with two processes of one
+thread each. On a GPU it measures one thing, and keeps it beside the figures of the processor: a step of chapter 3's training
+at each preset, and the minutes of all its steps.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from unittest import mock
 
 import nbtools
 import pretrain
-from nbtools import Stop, guarded, write_text
+from nbtools import Stop, guarded, results, write_text
 from weave import namespace
 
 WARM = 3  # steps before the clock starts
@@ -125,23 +126,38 @@ def measure(m, dataset, settings, rounds=3, count=20, image_counts=(12_500, 25_0
         for name, work in {
             **{n: lambda n=n: ours(m, dataset.images[:n], settings, count) for n in image_counts},
             **{f"plain {workers}": lambda workers=workers: plain(m, dataset, settings, count, workers) for workers in (0, 2)},
-            **({"two": lambda: two_processes(m, settings, count)} if m.DEVICE.type == "cpu" else {}),
-            "peak": lambda: peak(m),
+            "two": lambda: two_processes(m, settings, count), "peak": lambda: peak(m),
         }.items():
             seen.setdefault(name, []).append(work())
     steps = {n: statistics.median(found[0] for found in seen[n]) for n in image_counts}
     step, pairs = steps[image_counts[-1]], settings["batch"]
     slow = min(statistics.median(seen[f"plain {workers}"]) for workers in (0, 2))
     _, shares, operations = zip(*seen[image_counts[-1]])
-    two = statistics.median(seen["two"]) if "two" in seen else None
+    two = statistics.median(seen["two"])
     return {
-        "hardware": m.hardware(), "precision": str(m.MACHINE["precision"]).removeprefix("torch."), "rounds": rounds,
-        "versions": {"python": platform.python_version(), "torch": m.torch.__version__, "torchvision": m.torchvision.__version__},
+        **machine(m), "rounds": rounds,
         "pairs_per_second": {"ours": pairs / step, "plain": pairs / slow}, "speedup": slow / step,
         "augmentation_share": statistics.median(shares), "share_of_peak": operations[0] / step / statistics.median(seen["peak"]),
         "images": {str(n): n // pairs * steps[n] for n in image_counts},
-        **({"two_processes": {"pairs_per_second": pairs / two, "speedup": step / two}} if two else {}),
+        "two_processes": {"pairs_per_second": pairs / two, "speedup": step / two},
     }
+
+
+def each_preset(images, presets=("quick", "full", "long"), count=60):
+    """{preset: milliseconds a step of chapter 3's training, alone on the device, and the minutes of all its steps}."""
+    found = {}
+    for preset in presets:
+        m = namespace(3, PRESET=preset)
+        settings = m.pretraining_settings(preset)
+        step = ours(m, images, settings, count)[0]
+        found[preset] = {"milliseconds": 1000 * step, "minutes": step * settings["steps"] / 60}
+    return found
+
+
+def machine(m):
+    """What the figures were measured on."""
+    return {"hardware": m.hardware(), "precision": str(m.MACHINE["precision"]).removeprefix("torch."), "versions": {
+        "python": platform.python_version(), "torch": m.torch.__version__, "torchvision": m.torchvision.__version__}}
 
 
 def main():
@@ -157,7 +173,13 @@ def main():
         return 0
     m = namespace(3, PRESET="full")
     began = time.time()
-    figures = measure(m, m.CIFAR10(m.get_cifar10(), train=True), m.pretraining_settings("full"), given.rounds, given.steps)
+    kept, dataset = results("bench") or {}, m.CIFAR10(m.get_cifar10(), train=True)
+    if m.DEVICE.type == "cpu":
+        figures = {**measure(m, dataset, m.pretraining_settings("full"), given.rounds, given.steps),
+                   **{key: kept[key] for key in ("gpu",) if key in kept}}
+    else:
+        m.choose_precision()
+        figures = {**kept, "gpu": {**machine(m), "presets": each_preset(dataset.images)}}
     text = json.dumps(json.loads(json.dumps(figures), parse_float=lambda x: float(f"{float(x):.4g}")), indent=1) + "\n"
     print(f"{text}after {time.time() - began:.0f} s")
     if given.rounds > 1:

@@ -46,12 +46,16 @@ def took(found):
     """A sentence that says what the recorded run of a chapter was; None while there is none."""
     if not {"rows", "preset", "seeds", "seconds", "hardware"} <= set(found):
         return None
-    units = [unit for name, unit in found.get("remembered", {}).items() if name.split()[0] == found["preset"]]
-    seconds = 60 * found.get("minutes", 0) or sum(unit.get("seconds", 0) for unit in units) or found["seconds"]
-    time = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.{int(seconds < 600)}f} minutes"
+    spent = {}  # {hardware: seconds}, in the order of the units
+    for name, unit in found.get("remembered", {}).items():
+        if name.split()[0] == found["preset"]:
+            spent[unit["hardware"]] = spent.get(unit["hardware"], 0) + unit["seconds"]
+    times = []
+    for hardware, seconds in (spent or {found["hardware"]: found["seconds"]}).items():
+        time = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.{int(seconds < 600)}f} minutes"
+        times.append(f"{time} on {hardware}")
     seeds = f"seed{'s' * (len(found['seeds']) > 1)} {in_words(found['seeds'])}"
-    text = (f"Recorded run: preset {found['preset']}, {seeds}, {time}{' of training' * bool(units)}"
-            f" on {in_words(found['hardware'].split('; '))}")
+    text = f"Recorded run: preset {found['preset']}, {seeds}, {in_words(times)}"
     return text + ("." if found.get("complete") else "; the complete record (preset full, three seeds) is still to come.")
 
 

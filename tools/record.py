@@ -45,6 +45,7 @@ from weave import code_hash, namespace, weave, woven_faults
 
 KINDS = {"chapter": str, "preset": str, "complete": bool, "seconds": (int, float), "hardware": str, "versions": dict,
          "data_md5": str, "seeds": list, "rows": dict}
+ONE_SEED = ("01", "06")  # chapters whose figures are those of the first seed: a whole record of them has no other
 UNIT = {"fingerprint", "parts", "figures", "log", "seconds", "hardware"}
 
 
@@ -67,14 +68,14 @@ def series(nb, path, preset, complete):
 
 def is_recorded(path, seeds, preset):
     """Whether the record of a page is one of its present code, with these seeds, and as whole as it can be."""
-    nb, found = read(path), results(number(path)) or {}
-    whole = path in appendices() or found.get("seeds") == seeds and found.get("complete") == is_complete(preset, seeds)
-    return whole and nb["metadata"].get("series") == series(nb, path, preset, is_complete(preset, seeds))
+    nb, found, complete = read(path), results(number(path)) or {}, is_complete(number(path), preset, seeds)
+    whole = path in appendices() or found.get("seeds") == seeds and found.get("complete") == complete
+    return whole and nb["metadata"].get("series") == series(nb, path, preset, complete)
 
 
-def is_complete(preset, seeds):
-    """What a complete record is: three seeds at preset full."""
-    return preset == "full" and seeds == [0, 1, 2]
+def is_complete(name, preset, seeds):
+    """What a complete record of a chapter is: three seeds at preset full, or the one that its figures depend on."""
+    return preset == "full" and seeds == ([0] if name in ONE_SEED else [0, 1, 2])
 
 
 # ---- running --------------------------------------------------------------------------------------
@@ -115,7 +116,7 @@ class Watch:
 
 def record(which=None, seeds=(0, 1, 2), preset="full", commits=False, figures_only=False):
     """Run pages in order and keep their figures and outputs; leaves out those recorded already, unless `which` names them."""
-    seeds = list(seeds)
+    given = list(seeds)
     if preset == "smoke":
         raise Stop("What smoke finds on generated pictures is no record.")
     faults = weave()
@@ -124,6 +125,7 @@ def record(which=None, seeds=(0, 1, 2), preset="full", commits=False, figures_on
     restore(preset)
     for path in chapters() + appendices():
         name = number(path)
+        seeds = given[:1] if name in ONE_SEED else given
         if name not in which if which else is_recorded(path, seeds, preset):
             continue
         before = results(name)
@@ -141,7 +143,7 @@ def record(which=None, seeds=(0, 1, 2), preset="full", commits=False, figures_on
         if path in chapters():
             keep_figures(name, path, preset, seeds, before, figures_only)
         if not figures_only:
-            keep_outputs(path, nb, done, series(nb, path, preset, is_complete(preset, seeds)))
+            keep_outputs(path, nb, done, series(nb, path, preset, is_complete(name, preset, seeds)))
         if commits:
             commit(name, f"Record of chapter {name}: figures at preset {preset}, seeds {', '.join(map(str, seeds))}")
     weave()
@@ -160,7 +162,7 @@ def keep_figures(name, path, preset, seeds, before, figures_only):
     if figures_only:  # the rows are of these seeds alone; the last run, with all seeds, writes those that count
         found = {**{**(before or {}), "complete": False}, **{key: found[key] for key in ("remembered", "networks") if key in found}}
     else:
-        found["complete"] = is_complete(preset, seeds)
+        found["complete"] = is_complete(name, preset, seeds)
     if found["complete"]:
         lacks = [training for training in found.get("publish", []) if f"{training}.pt" not in found["networks"]]
         if lacks:
@@ -258,7 +260,7 @@ def result_faults(name, found):
         return faults
     if found["chapter"] != name:
         faults.append(f"it holds chapter {found['chapter']}")
-    if found["complete"] and not is_complete(found["preset"], found["seeds"]):
+    if found["complete"] and not is_complete(name, found["preset"], found["seeds"]):
         faults.append(f"it is called complete with preset {found['preset']} and seeds {found['seeds']}")
     for row, columns in found["rows"].items():
         for percent, cell in columns.items():
