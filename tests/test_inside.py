@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import DBSCAN, KMeans
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
 from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.mixture import GaussianMixture
@@ -237,6 +238,29 @@ def test_mirror_images_have_one_code(m, pictures):
 
 def test_flat_patches_stay_finite(m):
     assert m.same_light(torch.full((2, 108), 7.0)).abs().max() == 0
+
+
+def test_least_squares_is_scikit_learns_ridge(m, digits):
+    x, labels = digits
+    train, rest, penalty = slice(0, 1000), slice(1000, None), 0.03
+    layer = m.least_squares(x[train], labels[train], x[rest], labels[rest], (penalty,))
+    scaled = (x[train] - x[train].mean(0)) / x[train].std(0)
+    ridge = Ridge(alpha=penalty * 1000).fit(scaled.double(), 2 * torch.nn.functional.one_hot(labels[train]).double() - 1)
+    expected = ridge.predict(((x[rest] - x[train].mean(0)) / x[train].std(0)).double())
+    assert np.allclose(layer(x[rest]), expected, atol=1e-3)
+
+
+def test_least_squares_takes_the_penalty_that_does_best_on_validation(m, digits):
+    x, labels = digits
+    given = x[:60], labels[:60], x[1000:], labels[1000:]
+    scores = [m.accuracy(m.least_squares(*given, (penalty,))(x[1000:]), labels[1000:]) for penalty in m.PENALTIES]
+    assert len(set(scores)) > 1 and m.accuracy(m.least_squares(*given)(x[1000:]), labels[1000:]) == max(scores)
+
+
+def test_least_squares_with_fewer_pictures_than_numbers_or_a_constant_number_stays_finite(m):
+    x = torch.cat([torch.randn(8, 30, generator=torch.Generator().manual_seed(0)), torch.ones(8, 1)], 1)
+    layer = m.least_squares(x, torch.arange(8) % 2, x, torch.arange(8) % 2)
+    assert layer.weight.isfinite().all() and m.accuracy(layer(x), torch.arange(8) % 2) == 100
 
 
 # ---- the map --------------------------------------------------------------------------------------
