@@ -2,6 +2,7 @@
 
 import math
 
+import nbtools
 import numpy as np
 import pytest
 import torch
@@ -240,26 +241,35 @@ def test_flat_patches_stay_finite(m):
     assert m.same_light(torch.full((2, 108), 7.0)).abs().max() == 0
 
 
-def test_least_squares_is_scikit_learns_ridge(m, digits):
+@pytest.fixture
+def least_squares(m):
+    """The function of the chapter, whose cell no later one needs."""
+    page = next(path for path in nbtools.chapters() if nbtools.number(path) == "04")
+    there = dict(vars(m))
+    exec(nbtools.source(next(cell for cell in nbtools.read(page)["cells"] if cell["id"] == "least-squares")), there)
+    return there["least_squares"]
+
+
+def test_least_squares_is_scikit_learns_ridge(least_squares, digits):
     x, labels = digits
     train, rest, penalty = slice(0, 1000), slice(1000, None), 0.03
-    layer = m.least_squares(x[train], labels[train], x[rest], labels[rest], (penalty,))
+    layer = least_squares(x[train], labels[train], x[rest], labels[rest], (penalty,))
     scaled = (x[train] - x[train].mean(0)) / x[train].std(0)
     ridge = Ridge(alpha=penalty * 1000).fit(scaled.double(), 2 * torch.nn.functional.one_hot(labels[train]).double() - 1)
     expected = ridge.predict(((x[rest] - x[train].mean(0)) / x[train].std(0)).double())
     assert np.allclose(layer(x[rest]), expected, atol=1e-3)
 
 
-def test_least_squares_takes_the_penalty_that_does_best_on_validation(m, digits):
+def test_least_squares_takes_the_penalty_that_does_best_on_validation(m, least_squares, digits):
     x, labels = digits
-    given = x[:60], labels[:60], x[1000:], labels[1000:]
-    scores = [m.accuracy(m.least_squares(*given, (penalty,))(x[1000:]), labels[1000:]) for penalty in m.PENALTIES]
-    assert len(set(scores)) > 1 and m.accuracy(m.least_squares(*given)(x[1000:]), labels[1000:]) == max(scores)
+    given, penalties = (x[:60], labels[:60], x[1000:], labels[1000:]), (1e-4, 1e-2, 1.0, 100.0)
+    scores = [m.accuracy(least_squares(*given, (penalty,))(x[1000:]), labels[1000:]) for penalty in penalties]
+    assert len(set(scores)) > 1 and m.accuracy(least_squares(*given, penalties)(x[1000:]), labels[1000:]) == max(scores)
 
 
-def test_least_squares_with_fewer_pictures_than_numbers_or_a_constant_number_stays_finite(m):
+def test_least_squares_with_fewer_pictures_than_numbers_or_a_constant_number_stays_finite(m, least_squares):
     x = torch.cat([torch.randn(8, 30, generator=torch.Generator().manual_seed(0)), torch.ones(8, 1)], 1)
-    layer = m.least_squares(x, torch.arange(8) % 2, x, torch.arange(8) % 2)
+    layer = least_squares(x, torch.arange(8) % 2, x, torch.arange(8) % 2)
     assert layer.weight.isfinite().all() and m.accuracy(layer(x), torch.arange(8) % 2) == 100
 
 
