@@ -49,7 +49,8 @@ def took(found):
     spent = {}  # {hardware: seconds}, in the order of the units
     for name, unit in found.get("remembered", {}).items():
         if name.split()[0] == found["preset"]:
-            spent[unit["hardware"]] = spent.get(unit["hardware"], 0) + unit["seconds"]
+            hardware = unit.get("hardware", found["hardware"])
+            spent[hardware] = spent.get(hardware, 0) + unit.get("seconds", 0)
     times = []
     for hardware, seconds in (spent or {found["hardware"]: found["seconds"]}).items():
         time = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.{int(seconds < 600)}f} minutes"
