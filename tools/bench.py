@@ -175,8 +175,7 @@ def main():
     began = time.time()
     kept, dataset = results("bench") or {}, m.CIFAR10(m.get_cifar10(), train=True)
     if m.DEVICE.type == "cpu":
-        figures = {**measure(m, dataset, m.pretraining_settings("full"), given.rounds, given.steps),
-                   **{key: kept[key] for key in ("gpu",) if key in kept}}
+        figures = {**kept, **measure(m, dataset, m.pretraining_settings("full"), given.rounds, given.steps)}
     else:
         m.choose_precision()
         figures = {**kept, "gpu": {**machine(m), "presets": each_preset(dataset.images)}}
